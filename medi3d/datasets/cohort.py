@@ -1,0 +1,284 @@
+"""Which images and labels belong together, how they are split, and one case loaded and checked."""
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from medi3d.datasets.files import read_volume, suffix_of
+from medi3d.datasets.geometry import grid_difference, spacing_dhw
+from medi3d.datasets.volumes import VolumeSettings, check_finite, load_image, to_array, to_canonical
+from medi3d.errors import DataError
+
+TRAINING, VALIDATION = ("training", "train"), ("validation", "val", "valid")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination: its image files (one for each channel, or one 4D file) and its label.
+
+    Attributes:
+        name: Unique in the cohort.
+        images: Files, or folders of one DICOM series each.
+        label: None where there is none.
+        subject: Cases of one subject never part in a split.
+        split: "training", "validation", another name (left out of both), or None: not said.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None
+    subject: str
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Cases, with what the list says of them.
+
+    Attributes:
+        cases: In the order of the list.
+        labels: Name -> value (background 0 included if named); empty where the list names none.
+        name: Of the cohort.
+        channels: Names of the channels; empty where the list names none.
+    """
+
+    cases: tuple[Case, ...]
+    labels: dict[str, int]
+    name: str
+    channels: tuple[str, ...] = ()
+
+
+def read_cohort(root: Path | str) -> Cohort:
+    """Read the list of a cohort; no image is opened yet, but each must be there.
+
+    Args:
+        root: A folder in the layout of the Medical Segmentation Decathlon (`dataset.json`), or a
+            list: `.csv` with the columns image, label, and if wanted name, subject, split (several
+            image files parted by ";"), or `.json` (a list of such objects, or as `dataset.json`).
+            Paths are relative to the list.
+
+    Raises:
+        DataError: The list is missing, damaged, empty, or names a file that is not there.
+    """
+    root = Path(root)
+    listing = root / "dataset.json" if root.is_dir() else root
+    if not listing.is_file():
+        raise DataError(f"{listing}: no such file; give a folder with dataset.json, or a .csv or .json list")
+    described: Mapping[str, Any] = {}
+    if listing.suffix.lower() == ".csv":
+        rows = _read_csv(listing)
+    elif listing.suffix.lower() == ".json":
+        described, rows = _read_json(listing)
+    else:
+        raise DataError(f"{listing}: a cohort is a folder with dataset.json, or a .csv or .json list")
+    if not rows:
+        raise DataError(f"{listing}: no case in the list; at least one image is needed")
+    channels = _channels(described, listing)
+    cases = _cases(rows, listing, channels)
+    _check_files(cases, listing)
+    name = str(described.get("name") or (root.name if root.is_dir() else root.stem))
+    return Cohort(cases, _labels(described, listing), name, channels)
+
+
+def split_cohort(cases: Sequence[Case], validation: int, seed: int = 0) -> tuple[list[Case], list[Case]]:
+    """Part the cases into training and validation, each sorted by name.
+
+    Where the list names splits they hold (cases of other splits are left out). Otherwise subjects
+    are drawn until `validation` cases are reached, the same ones for the same seed whatever the
+    order of the list.
+
+    Args:
+        cases: All of them.
+        validation: Number of cases to hold back; reached exactly if each subject has one case.
+        seed: Of the draw.
+
+    Raises:
+        DataError: Some cases name a split and some do not, one subject is in both parts, or no
+            case is left for training.
+    """
+    ordered = sorted(cases, key=lambda case: case.name)
+    named = [case for case in ordered if case.split is not None]
+    if named and len(named) < len(ordered):
+        bare = next(case for case in ordered if case.split is None)
+        raise DataError(
+            f"case {bare.name} names no split but others do; give a split to all cases or to none"
+        )
+    if named:
+        training = [case for case in ordered if case.split in TRAINING]
+        held = [case for case in ordered if case.split in VALIDATION]
+        both = {case.subject for case in training} & {case.subject for case in held}
+        if both:
+            raise DataError(f"subject {min(both)} is in training and in validation; a subject belongs to one")
+    else:
+        subjects = sorted({case.subject for case in ordered})
+        count = Counter(case.subject for case in ordered)
+        chosen: set[str] = set()
+        reached = 0
+        for index in np.random.default_rng(seed).permutation(len(subjects)):
+            if reached >= validation:
+                break
+            chosen.add(subjects[index])
+            reached += count[subjects[index]]
+        training = [case for case in ordered if case.subject not in chosen]
+        held = [case for case in ordered if case.subject in chosen]
+    if not training:
+        raise DataError(
+            f"no case is left for training: {len(ordered)} cases, {len(held)} of them for validation "
+            f"(validation: {validation}); hold fewer back, or name some as training"
+        )
+    return training, held
+
+
+def load_case(case: Case, settings: VolumeSettings) -> dict[str, Any]:
+    """Load one case, checked, oriented, resampled and normalised.
+
+    Returns:
+        "image" (C, D, H, W) float32, "label" (1, D, H, W) uint8 if the case has one, "name", and
+        "spacing", the voxel sides (depth, height, width) in mm.
+
+    Raises:
+        DataError: With the file's name: see `load_image`; or the label is not on the image's grid,
+            has no labelled voxel, or a value that `settings.labels` does not know.
+    """
+    loaded = load_image(case.images, settings)
+    sample: dict[str, Any] = {
+        "image": loaded.image,
+        "name": case.name,
+        "spacing": spacing_dhw(loaded.canonical),
+    }
+    if case.label is not None:
+        label = read_label(case.label, settings)
+        # Compared as oriented: one may be stored flipped against the other and still be the same voxels.
+        oriented = sitk.DICOMOrient(loaded.original, "LPS")
+        difference = grid_difference(to_canonical(label, None), oriented)
+        if difference:
+            raise DataError(f"{case.label}: the label is not on the grid of {case.images[0]}: {difference}")
+        target = spacing_dhw(loaded.canonical) if settings.spacing is not None else None
+        sample["label"] = torch.from_numpy(to_array(to_canonical(label, target, label=True)))[None]
+    return sample
+
+
+def read_label(path: Path, settings: VolumeSettings) -> sitk.Image:
+    """A label file as uint8, its values checked.
+
+    Raises:
+        DataError: A value is no whole number or not in `settings.labels`, or all voxels are background.
+    """
+    image = read_volume(path)
+    check_finite(image, path)
+    present = np.unique(sitk.GetArrayViewFromImage(image))
+    unknown = sorted(set(present.tolist()) - {0, *settings.labels.values()})
+    if unknown:
+        known = ", ".join(f"{name} {value}" for name, value in settings.labels.items())
+        shown = ", ".join(f"{value:g}" for value in unknown[:5])
+        raise DataError(
+            f"{path}: label values {shown} are not among those of the config (background 0, {known})"
+        )
+    if not present.any():
+        raise DataError(f"{path}: the label is empty, every voxel is background (0)")
+    return sitk.Cast(image, sitk.sitkUInt8)
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = [dict(row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a readable CSV list: {error}") from error
+    if "image" not in (reader.fieldnames or ()):
+        raise DataError(
+            f"{path}: no column 'image' among {reader.fieldnames}; the first line names the columns"
+        )
+    return [{**row, "image": [part.strip() for part in (row["image"] or "").split(";")]} for row in rows]
+
+
+def _read_json(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON: {error}") from error
+    described = content if isinstance(content, dict) else {"training": content}
+    rows = described.get("training")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: expected a list of {{image, label}} objects, alone or under 'training'")
+    return described, rows
+
+
+def _channels(described: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """Names of the channels: MSD says {"0": "FLAIR", "1": "T1c"} under modality or channel_names."""
+    named = described.get("modality") or described.get("channel_names") or {}
+    try:
+        return tuple(str(named[key]) for key in sorted(named, key=int))
+    except (TypeError, ValueError) as error:
+        raise DataError(f'{path}: modality is {named!r}; expected {{"0": "name", ...}}') from error
+
+
+def _labels(described: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """Name -> value, from MSD's {"1": "Anterior"} or the other way round."""
+    labels = described.get("labels") or {}
+    try:
+        if all(re.fullmatch(r"\d+", str(key)) for key in labels):
+            return {str(name): int(value) for value, name in labels.items()}
+        return {str(name): int(value) for name, value in labels.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(f'{path}: labels is {labels!r}; expected {{"1": "name", ...}}') from error
+
+
+def _cases(rows: Sequence[Mapping[str, Any]], listing: Path, channels: Sequence[str]) -> tuple[Case, ...]:
+    images = [_images(row, number, listing, len(channels)) for number, row in enumerate(rows, 1)]
+    stems = [_stem(Path(files[0]), len(files) > 1) for files in images]
+    if len(set(stems)) < len(stems):  # sub-01/t1.nii.gz, sub-02/t1.nii.gz: the folder makes the difference
+        stems = ["_".join((*Path(f[0]).parts[:-1], s)) for f, s in zip(images, stems, strict=True)]
+    cases = []
+    for row, files, stem in zip(rows, images, stems, strict=True):
+        name = str(row.get("name") or stem)
+        label, split = row.get("label"), row.get("split")
+        cases.append(
+            Case(
+                name=name,
+                images=tuple(listing.parent / file for file in files),
+                label=listing.parent / str(label).strip() if label else None,
+                subject=str(row.get("subject") or name),
+                split=str(split).strip().lower() if split else None,
+            )
+        )
+    repeated = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{listing}: the case {repeated[0]} is listed more than once; each case has its own name"
+        )
+    return tuple(cases)
+
+
+def _images(row: Mapping[str, Any], number: int, listing: Path, channels: int) -> list[str]:
+    image = row.get("image")
+    files = [image] if isinstance(image, str) else image
+    if not isinstance(files, list) or not files or not all(isinstance(f, str) and f.strip() for f in files):
+        raise DataError(f"{listing}: case {number} has no image ({image!r}); expected a path or several")
+    if len(files) > 1 and channels and len(files) != channels:
+        raise DataError(
+            f"{listing}: case {number} has {len(files)} image files where modality names {channels} channels"
+        )
+    return files
+
+
+def _stem(path: Path, several: bool) -> str:
+    stem = path.name[: len(path.name) - len(suffix_of(path))] if path.suffix else path.name
+    return re.sub(r"_\d{4}$", "", stem) if several else stem
+
+
+def _check_files(cases: Sequence[Case], listing: Path) -> None:
+    files = [file for case in cases for file in (*case.images, *([case.label] if case.label else []))]
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        raise DataError(f"{missing[0]}: no such file, named in {listing} ({len(missing)} files are missing)")

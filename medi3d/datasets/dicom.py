@@ -1,0 +1,176 @@
+"""One DICOM series as a volume, its geometry taken from where each slice says that it lies.
+
+SliceThickness is never used: slices overlap or leave gaps, and the tag is often a nominal value.
+The distance between slices comes from ImagePositionPatient (0020,0032) alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from medi3d.datasets.geometry import set_geometry
+from medi3d.errors import DataError
+
+POSITION, ORIENTATION, FRAMES = "0020|0032", "0020|0037", "0028|0008"
+
+STEP_TOLERANCE = 0.02
+"""Steps between slices may differ by this part of the usual step: positions are rounded in the files."""
+
+
+@dataclass(frozen=True)
+class _Slice:
+    path: Path
+    position: np.ndarray  # (3,) centre of the first voxel, mm, LPS
+    orientation: np.ndarray  # (6,) direction cosines of a row, then of a column
+    size: tuple[int, ...]  # columns, rows
+    spacing: tuple[float, ...]  # mm between columns, between rows
+
+
+def read_series(folder: Path) -> sitk.Image:
+    """The DICOM series in `folder` as a float32 image (rescaled: HU for CT) in LPS.
+
+    Raises:
+        DataError: No series or several, slices missing, doubled, unreadable or unevenly spaced,
+            a multi-frame file, or a tilted gantry.
+    """
+    with quiet_itk():
+        return _read_series(folder)
+
+
+def _read_series(folder: Path) -> sitk.Image:
+    slices = _sorted_slices([_read_slice(path) for path in _series_files(folder)], folder)
+    _check_steps(slices, folder)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(one.path) for one in slices])
+    # The slope may differ from slice to slice: the first file's integer type must not decide for all.
+    reader.SetOutputPixelType(sitk.sitkFloat32)
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise DataError(f"{folder}: the DICOM series cannot be decoded: {last_line(error)}") from error
+    first, last = slices[0], slices[-1]
+    row, column = first.orientation[:3] * first.spacing[0], first.orientation[3:] * first.spacing[1]
+    step = (last.position - first.position) / (len(slices) - 1)
+    set_geometry(image, np.stack([row, column, step], axis=1), first.position, str(folder))
+    return image
+
+
+@contextmanager
+def quiet_itk() -> Iterator[None]:
+    """Keeps ITK from writing warnings of its own to stderr: what matters is checked, and said once."""
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text: ITK puts its own source files into the lines before."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _series_files(folder: Path) -> list[Path]:
+    series = {
+        name: [Path(file) for file in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), name)]
+        for name in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    }
+    if not series:
+        raise DataError(f"{folder}: no DICOM series in this folder; give the folder that holds the slices")
+    if len(series) > 1:
+        found = ", ".join(f"{name or 'unnamed'} ({len(files)} files)" for name, files in series.items())
+        raise DataError(
+            f"{folder}: {len(series)} DICOM series in one folder, give each its own folder: {found}"
+        )
+    files = next(iter(series.values()))
+    unread = sorted(path for path in folder.iterdir() if path not in set(files) and _claims_dicom(path))
+    if unread:
+        raise DataError(
+            f"{unread[0]}: this DICOM file cannot be read and would be left out of the series "
+            f"({len(unread)} such files); copy it again, or take it away"
+        )
+    return files
+
+
+def _claims_dicom(path: Path) -> bool:
+    if not path.is_file() or path.name.upper() == "DICOMDIR":
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".ima")
+
+
+def _read_slice(path: Path) -> _Slice:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise DataError(f"{path}: not a readable DICOM file: {last_line(error)}") from error
+    if reader.HasMetaDataKey(FRAMES) and int(reader.GetMetaData(FRAMES)) > 1:
+        raise DataError(
+            f"{path}: a multi-frame DICOM file; only series with one slice a file are read "
+            "(convert it to NIfTI, for example with dcm2niix)"
+        )
+    return _Slice(
+        path,
+        _numbers(reader, POSITION, 3, "ImagePositionPatient"),
+        _numbers(reader, ORIENTATION, 6, "ImageOrientationPatient"),
+        tuple(reader.GetSize()[:2]),
+        tuple(reader.GetSpacing()[:2]),
+    )
+
+
+def _numbers(reader: sitk.ImageFileReader, tag: str, count: int, name: str) -> np.ndarray:
+    text = reader.GetMetaData(tag) if reader.HasMetaDataKey(tag) else ""
+    try:
+        numbers = np.array([float(part) for part in text.split("\\")])
+    except ValueError:
+        numbers = np.empty(0)
+    if numbers.shape != (count,):
+        raise DataError(
+            f"{reader.GetFileName()}: {name} is {text!r}; {count} numbers are needed to place the slice"
+        )
+    return numbers
+
+
+def _sorted_slices(slices: Sequence[_Slice], folder: Path) -> list[_Slice]:
+    if len(slices) < 2:
+        raise DataError(f"{folder}: the series has one slice; a volume needs two or more")
+    first = slices[0]
+    for other in slices[1:]:
+        if other.size != first.size or not np.allclose(other.spacing, first.spacing, rtol=1e-3):
+            raise DataError(
+                f"{other.path}: {other.size} pixels of {other.spacing} mm where {first.path.name} has "
+                f"{first.size} of {first.spacing}; slices of one volume are alike"
+            )
+        if not np.allclose(other.orientation, first.orientation, atol=1e-3):
+            raise DataError(
+                f"{other.path}: turned against {first.path.name}; slices of one volume are parallel "
+                "(a scout image in the folder?)"
+            )
+    normal = np.cross(first.orientation[:3], first.orientation[3:])
+    return sorted(slices, key=lambda one: float(one.position @ normal))
+
+
+def _check_steps(slices: Sequence[_Slice], folder: Path) -> None:
+    places = np.stack([one.position for one in slices])
+    steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    usual = float(np.median(steps))
+    for below, above, step in zip(slices, slices[1:], steps, strict=False):
+        pair = f"between {below.path.name} and {above.path.name}"
+        if step < 1e-3:
+            raise DataError(
+                f"{folder}: no distance {pair}: several acquisitions (times, echoes) are mixed in one series"
+            )
+        if abs(step - usual) > STEP_TOLERANCE * usual:
+            raise DataError(
+                f"{folder}: uneven slices, {step:.3f} mm {pair} where {usual:.3f} mm is usual: "
+                "is a slice missing? A volume needs all of them, evenly spaced"
+            )
