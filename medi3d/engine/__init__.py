@@ -1,0 +1,1 @@
+"""One training loop for volumes and clips: task, precision, trainer, handlers, metrics, inference."""

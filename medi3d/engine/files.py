@@ -1,0 +1,47 @@
+"""Files that are either complete or not there."""
+
+import contextlib
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Gives a name beside `path` to write to, which becomes `path` when all has gone well."""
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as CSV; the columns are those of all rows, in the order of their first appearance."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with written_aside(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV that `write_table` wrote, numbers as numbers; no file, no rows."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _value(cell: str) -> Any:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(cell)
+    return cell

@@ -1,0 +1,149 @@
+"""All that training changes: what a checkpoint holds and a resumed run takes up again."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from medi3d.engine.clock import Clock
+from medi3d.engine.files import written_aside
+from medi3d.engine.settings import TrainingSettings
+from medi3d.errors import WeightsError
+
+FORMAT = 1
+"""Number of the checkpoint's layout."""
+
+
+def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
+    """Share of the highest learning rate in optimiser step `step`, counted from 0.
+
+    It rises linearly in the first `warmup` of the steps and then falls to 0 along half a cosine, or as
+    (1 - t)^0.9.
+    """
+    rising = round(settings.warmup * settings.steps)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    elapsed = (step - rising) / max(1, settings.steps - rising)
+    if settings.schedule == "poly":
+        return max(0.0, 1 - elapsed) ** 0.9
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, elapsed)))
+
+
+@dataclass
+class TrainingState:
+    """Network, optimiser, schedule, averaged weights, and how far the run has come.
+
+    Random numbers need no place here: every step and every sample draws its own from (seed, number).
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    average: AveragedModel | None
+    clock: Clock
+    step: int = 0
+    """optimiser steps done"""
+    best: float = -math.inf
+    """highest score of a validation"""
+
+    @classmethod
+    def create(
+        cls, network: nn.Module, groups: Sequence[dict[str, Any]], settings: TrainingSettings
+    ) -> "TrainingState":
+        """AdamW over parameter `groups` (each with "name", "params" and "lr"), at the start of a run."""
+        optimizer = torch.optim.AdamW(list(groups), weight_decay=settings.weight_decay)
+        scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
+        average = None
+        if settings.ema:
+            average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        return cls(network, optimizer, scheduler, average, Clock())
+
+    @property
+    def validated(self) -> nn.Module:
+        """The network that is validated and kept: the averaged one, if there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def learning_rates(self) -> dict[str, float]:
+        """Learning rate of each parameter group, under `lr_NAME`."""
+        return {f"lr_{group['name']}": float(group["lr"]) for group in self.optimizer.param_groups}
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint from which training continues exactly."""
+        content = {
+            "format": FORMAT,
+            "step": self.step,
+            "best": self.best,
+            "clock": self.clock.read(),
+            "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+        with written_aside(path) as aside:
+            torch.save(content, aside)
+
+    def load(self, path: Path) -> None:
+        """Take up the run that `path` holds.
+
+        Raises:
+            WeightsError: the file is damaged, or belongs to another network or other settings.
+        """
+        content = read_checkpoint(path)
+        try:
+            self.network.load_state_dict(content["network"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scheduler.load_state_dict(content["scheduler"])
+            if self.average is not None:
+                self.average.load_state_dict(content["average"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise WeightsError(
+                f"{path}: does not fit this run ({reason}); resume with the config that started it"
+            ) from error
+        self.step, self.best = content["step"], content["best"]
+        self.clock.go_on_from(content["clock"])
+
+    def save_network(self, path: Path, score: float) -> None:
+        """Write the weights alone, of the network that is validated, with its score."""
+        network = self.validated.state_dict()
+        content = {"format": FORMAT, "step": self.step, "score": score, "network": network}
+        with written_aside(path) as aside:
+            torch.save(content, aside)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, read without running anything that it might contain.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or no checkpoint of medi3d.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such checkpoint; train first")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise WeightsError(f"{path}: damaged or no checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise WeightsError(f"{path}: no checkpoint of medi3d in format {FORMAT}")
+    return content
+
+
+def load_network(path: Path, network: nn.Module) -> dict[str, Any]:
+    """Fill `network` from a checkpoint; gives the checkpoint's other facts ("step", "score").
+
+    Raises:
+        WeightsError: the file is damaged, or of another network.
+    """
+    content = read_checkpoint(path)
+    try:
+        network.load_state_dict(content.pop("network"))
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise WeightsError(f"{path}: is of another network: {' '.join(lines[1:2])}") from error
+    return content
