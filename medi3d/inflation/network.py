@@ -1,0 +1,191 @@
+"""Inflate a whole 2D network: trace it, put the rules in, prove the result."""
+
+import copy
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from medi3d.errors import InexactError, PlanError, ShapeError
+from medi3d.inflation.fold import Fold
+from medi3d.inflation.kernels import PROFILES
+from medi3d.inflation.plan import KernelPlan
+from medi3d.inflation.rules import Rule, find_rule
+from medi3d.inflation.tracing import Trace, trace
+from medi3d.inflation.verify import TOLERANCE, ExactnessReport, verify
+
+
+@dataclass(frozen=True)
+class InflatedLayer:
+    """One row of the report: kernels and strides as (depth, height, width)."""
+
+    name: str
+    kernel_2d: tuple[int, int]
+    kernel_3d: tuple[int, int, int]
+    stride_3d: tuple[int, int, int]
+    padding: str
+    rule: str
+
+
+@dataclass
+class InflationReport:
+    """What `inflate` did, and the proof of it."""
+
+    plan: KernelPlan
+    profile: str
+    layers: list[InflatedLayer]
+    parameters: int
+    exactness: ExactnessReport
+    exact_by_nature: bool
+    """False for a profile or plan that cannot equal the 2D network on boring volumes."""
+    source: str = ""
+    weights: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def max_rel_error(self) -> float:
+        """Worst max|3D − 2D| / max|2D| over levels and depth positions, float64."""
+        return self.exactness.max_rel_error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of `medi3d inflate --json`."""
+        return {
+            "source": self.source,
+            "plan": self.plan.to_dict(),
+            "profile": self.profile,
+            "layers": [asdict(layer) for layer in self.layers],
+            **self.exactness.to_dict(),
+            "exact_by_nature": self.exact_by_nature,
+            "parameters": self.parameters,
+            "weights": self.weights,
+        }
+
+
+class Inflated(nn.Module):
+    """A 2D network that runs on volumes: `(B, C, D, H, W)` in, its outputs with depth unfolded.
+
+    Feature maps `(B·D', C, H', W')` of the 2D network come out as `(B, C, D', H', W')`, vectors as
+    `(B, C, D')`. `network` is the 2D network with rules in place of some layers; parameters keep
+    their names, kernels have one axis more.
+    """
+
+    report: InflationReport
+
+    def __init__(
+        self, network: nn.Module, fold: Fold, in_channels: int, plan: KernelPlan, profile: str
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.fold = fold
+        self.in_channels = in_channels
+        self.plan = plan
+        self.profile = profile
+
+    def forward(self, volume: Tensor) -> Any:
+        """Run on `(B, C, D, H, W)`.
+
+        Raises:
+            ShapeError: the input is not 5-D, is empty, or has another number of channels.
+        """
+        if volume.dim() == 5 and volume.shape[1] != self.in_channels:
+            raise ShapeError(
+                f"this network takes {self.in_channels} channel(s), the input {tuple(volume.shape)} "
+                f"has {volume.shape[1]}; inflate with in_channels={volume.shape[1]}"
+            )
+        return self.fold.unfold(self.network(self.fold.fold(volume)))
+
+    def rules(self) -> dict[str, Rule]:
+        """Every layer that works along depth, by its path."""
+        return {path: layer for path, layer in self.network.named_modules() if isinstance(layer, Rule)}
+
+
+def inflate(
+    net2d: nn.Module,
+    plan: KernelPlan | str = "isotropic",
+    *,
+    profile: str = "mean",
+    in_channels: int | None = None,
+    allow_inexact: bool = False,
+) -> Inflated:
+    """Turn a 2D network into a 3D one with the same answers on boring volumes, and prove it.
+
+    The given network is not changed. The result has `.report`.
+
+    Args:
+        net2d: takes `(N, C, H, W)`; returns a tensor, or a list or dict of them.
+        plan: kernels along depth; a `KernelPlan`, a plan's name, or a YAML file.
+        profile: how a kernel is spread over its taps, see `kernels.PROFILES`.
+        in_channels: channels of the volumes, if not those of the images. One channel takes the sum
+            of the RGB kernels.
+        allow_inexact: return a network that failed the proof all the same, with its report.
+
+    Raises:
+        InexactError: the 3D network does not equal the 2D one; names the first module that differs.
+        SourceError: `net2d` takes no image or has nothing to inflate.
+        PlanError: the plan or the profile is unknown, or names a layer that does not exist.
+    """
+    if profile not in PROFILES:
+        raise PlanError(f"unknown depth profile {profile!r}: use one of {', '.join(PROFILES)}")
+    plan = plan if isinstance(plan, KernelPlan) else KernelPlan.named(plan)
+    inflated, seen = build(net2d, plan, profile=profile, in_channels=in_channels)
+    exact_by_nature = all(rule.exact for rule in inflated.rules().values())
+    exactness = verify(net2d, inflated, size=seen.size)
+    inflated.report = InflationReport(
+        plan=plan,
+        profile=profile,
+        layers=[_row(path, rule) for path, rule in inflated.rules().items()],
+        parameters=sum(p.numel() for p in inflated.parameters()),
+        exactness=exactness,
+        exact_by_nature=exact_by_nature,
+    )
+    if not exactness.exact and exact_by_nature and not allow_inexact:
+        raise InexactError(
+            f"{type(net2d).__name__} cannot be inflated exactly with plan {plan.name!r}: "
+            f"{exactness.failure or 'the outputs differ'} (worst relative error "
+            f"{exactness.max_rel_error:.2g}, allowed {TOLERANCE:g})"
+        )
+    return inflated
+
+
+def build(
+    net2d: nn.Module, plan: KernelPlan, *, profile: str = "mean", in_channels: int | None = None
+) -> tuple[Inflated, Trace]:
+    """Inflate without the proof: for `inflate`, and for artifacts, which are verified on demand."""
+    if in_channels is not None and in_channels < 1:
+        raise ShapeError(f"a network needs at least 1 input channel, not {in_channels}")
+    seen = trace(net2d)
+    plan.check_patterns(list(seen.layers))
+    fold = Fold()
+    network = copy.deepcopy(net2d)
+    for path, geometry in seen.layers.items():
+        layer = network.get_submodule(path)
+        rule_type = find_rule(layer)
+        assert rule_type is not None
+        first = {"channels": in_channels} if path in seen.stems else {}
+        rule = rule_type(layer, plan.layer(geometry), fold, profile, **first)
+        rule.multiplicity = seen.multiplicity[path]
+        rule.train(layer.training)
+        network = _replace(network, path, rule)
+    return Inflated(network, fold, in_channels or seen.channels, plan, profile), seen
+
+
+def _replace(network: nn.Module, path: str, layer: nn.Module) -> nn.Module:
+    """Put `layer` in place of every use of the module at `path`; the root itself may be replaced."""
+    old = network.get_submodule(path)
+    if old is network:
+        return layer
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, layer)
+    return network
+
+
+def _row(path: str, rule: Rule) -> InflatedLayer:
+    return InflatedLayer(
+        name=path,
+        kernel_2d=rule.kernel_2d,
+        kernel_3d=(rule.depth.kernel, *rule.kernel_2d),
+        stride_3d=(rule.depth.stride, *rule.stride_2d),
+        padding=rule.depth.padding,
+        rule=type(rule).__name__,
+    )

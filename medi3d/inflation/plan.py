@@ -1,0 +1,260 @@
+"""Kernel plans: the kernel, stride and padding of every layer along the new axis.
+
+A plan is data. In CT or MRI resampled to isotropic voxels the new axis is like the others
+(`isotropic`); in video it is time and keeps its own pace (`video`); where slices are thick it is
+held back until in-plane voxels have grown as large as the slices (`from_spacing`, the "pacing of
+receptive field growth" of the I3D paper, sec. 2.5, in millimetres).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from medi3d.errors import PlanError
+
+Padding = Literal["replicate", "zeros", "valid"]
+Pace = int | Literal["in-plane"]
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """What a layer does in-plane, measured when the 2D network ran once."""
+
+    path: str
+    kind: Literal["conv", "max_pool", "avg_pool", "resample"]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int] = (1, 1)
+    in_plane_stride: float = 1.0
+    """Voxels of the network's input that one voxel of this layer's input stands for."""
+    ordinal: int = 0
+    """How many layers of the same kind ran before this one."""
+
+
+@dataclass(frozen=True)
+class DepthLayer:
+    """What a layer does along depth: taps, step, dilation (slices) and padding."""
+
+    kernel: int = 1
+    stride: int = 1
+    dilation: int = 1
+    padding: Padding = "replicate"
+
+
+@dataclass(frozen=True)
+class Override:
+    """Other depth settings for the layers whose path matches the glob `pattern`."""
+
+    pattern: str
+    kernel: int | None = None
+    stride: int | None = None
+    padding: Padding | None = None
+    optional: bool = False
+    """A plan for many networks may name layers that one of them lacks; otherwise that is an error."""
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """How a 2D network is spread along depth.
+
+    Make one with `isotropic`, `video`, `planar`, `from_spacing` or `from_yaml`.
+    """
+
+    name: str
+    kernel: Pace = "in-plane"
+    """Depth taps of convolutions and pools: as in-plane, or a number (1 keeps slices apart)."""
+    stride: Pace = "in-plane"
+    padding: Padding = "replicate"
+    held_max_pools: int = 0
+    """The first so many max-pools neither look nor step along depth (I3D: 2)."""
+    spacing: tuple[float, float, float] | None = None
+    """Voxel size (depth, height, width) in mm by which depth is held back; None: isotropic."""
+    overrides: tuple[Override, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse values that no layer could have."""
+        for key in ("kernel", "stride"):
+            value = getattr(self, key)
+            if value != "in-plane" and not (isinstance(value, int) and value >= 1):
+                raise PlanError(f"plan {self.name!r}: {key} is {value!r}; use 'in-plane' or a number from 1")
+        if self.padding not in ("replicate", "zeros"):
+            raise PlanError(f"plan {self.name!r}: padding is {self.padding!r}; use 'replicate' or 'zeros'")
+        if self.spacing is not None and not (
+            len(self.spacing) == 3 and all(0 < s < 1e4 for s in self.spacing)
+        ):
+            raise PlanError(f"plan {self.name!r}: spacing is {self.spacing}; give three sizes above 0 mm")
+        for override in self.overrides:
+            _check_override(self.name, override)
+
+    @classmethod
+    def isotropic(cls) -> "KernelPlan":
+        """Depth as in-plane, symmetric: for isotropic voxels."""
+        return cls(name="isotropic")
+
+    @classmethod
+    def video(cls) -> "KernelPlan":
+        """I3D's plan (paper, fig. 3): first two max-pools 1×3×3, last average pool 2×7×7, zero padding."""
+        pool = Override("*avg_pool", kernel=2, stride=1, padding="valid", optional=True)
+        return cls(name="video", padding="zeros", held_max_pools=2, overrides=(pool,))
+
+    @classmethod
+    def planar(cls) -> "KernelPlan":
+        """Depth kernel and stride 1: the 2D network on every slice."""
+        return cls(name="planar", kernel=1, stride=1)
+
+    @classmethod
+    def from_spacing(cls, spacing: Sequence[float]) -> "KernelPlan":
+        """Depth held back while slices are at least twice as thick as in-plane voxels are wide.
+
+        Args:
+            spacing: voxel size (depth, height, width) in mm.
+
+        Raises:
+            PlanError: not three positive numbers.
+        """
+        return cls(name="spacing", spacing=tuple(float(s) for s in spacing))  # type: ignore[arg-type]
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "KernelPlan":
+        """Read a plan as `to_dict` writes it.
+
+        Raises:
+            PlanError: the file is missing or malformed, or has an unknown key.
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise PlanError(f"cannot read the plan {path}: {_first_line(error)}") from error
+        if not isinstance(content, Mapping):
+            raise PlanError(f"the plan {path} holds {type(content).__name__}; it must be keys and values")
+        return cls.from_dict({"name": Path(path).stem, **content})
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "KernelPlan":
+        """Undo `to_dict`.
+
+        Raises:
+            PlanError: unknown key or impossible value.
+        """
+        content = dict(content)
+        _refuse_unknown(content, cls, f"plan {content.get('name')!r}")
+        overrides = content.pop("overrides", None) or ()
+        for entry in overrides:
+            _refuse_unknown(entry, Override, f"an override of plan {content.get('name')!r}")
+        if content.get("spacing") is not None:
+            content["spacing"] = tuple(float(s) for s in content["spacing"])
+        try:
+            return cls(**content, overrides=tuple(Override(**entry) for entry in overrides))
+        except TypeError as error:
+            raise PlanError(f"plan {content.get('name')!r}: {_first_line(error)}") from error
+
+    @classmethod
+    def named(cls, name_or_path: str | Path) -> "KernelPlan":
+        """The plan of that name (isotropic, video, planar), or the one in that YAML file.
+
+        Raises:
+            PlanError: neither a name nor a file.
+        """
+        builtin = {"isotropic": cls.isotropic, "video": cls.video, "planar": cls.planar}
+        if str(name_or_path) in builtin:
+            return builtin[str(name_or_path)]()
+        if Path(name_or_path).is_file():
+            return cls.from_yaml(name_or_path)
+        raise PlanError(f"no plan {str(name_or_path)!r}: use {', '.join(builtin)} or the path of a YAML file")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for YAML, JSON and an artifact's metadata."""
+        content = asdict(self)
+        content["overrides"] = [
+            {k: v for k, v in asdict(o).items() if v not in (None, False)} for o in self.overrides
+        ]
+        content["spacing"] = list(self.spacing) if self.spacing else None
+        return content
+
+    def with_padding(self, padding: Padding) -> "KernelPlan":
+        """The same plan with other depth padding; `valid` layers stay valid."""
+        return replace(self, padding=padding)
+
+    def layer(self, geometry: LayerGeometry) -> DepthLayer:
+        """Kernel, stride, dilation and padding along depth for one layer."""
+        stride = self._depth_stride(geometry)
+        kernel = self._depth_kernel(geometry, stride)
+        if geometry.kind == "max_pool" and geometry.ordinal < self.held_max_pools:
+            kernel = stride = 1
+        layer = DepthLayer(kernel, stride, max(geometry.dilation), self.padding)
+        for override in self.overrides:
+            if fnmatchcase(geometry.path, override.pattern):
+                changes = {k: getattr(override, k) for k in ("kernel", "stride", "padding")}
+                layer = replace(layer, **{k: v for k, v in changes.items() if v is not None})
+        return layer
+
+    def check_patterns(self, paths: Sequence[str]) -> None:
+        """Refuse an override that names no layer of the network.
+
+        Raises:
+            PlanError: naming the pattern and a few of the paths that there are.
+        """
+        for override in self.overrides:
+            if not override.optional and not any(fnmatchcase(p, override.pattern) for p in paths):
+                known = ", ".join(paths[:5])
+                raise PlanError(
+                    f"plan {self.name!r} overrides {override.pattern!r}, but no layer is called so; "
+                    f"layers are {known}, ..."
+                )
+
+    def depth_stride_at(self, in_plane_stride: float) -> int:
+        """Slices per position where one position spans `in_plane_stride` voxels in-plane."""
+        if self.stride != "in-plane":
+            return 1
+        return max(1, round(in_plane_stride / self._hold_factor()))
+
+    def _hold_factor(self) -> int:
+        """In-plane stride from which on depth keeps pace: a power of two, 1 for isotropic voxels."""
+        if self.spacing is None:
+            return 1
+        depth, height, width = self.spacing
+        return max(1, 2 ** math.floor(math.log2(depth / math.sqrt(height * width)) + 1e-9))
+
+    def _depth_stride(self, geometry: LayerGeometry) -> int:
+        if self.stride != "in-plane":
+            return self.stride if max(geometry.stride) > 1 else 1
+        before = self.depth_stride_at(geometry.in_plane_stride)
+        return self.depth_stride_at(geometry.in_plane_stride * max(geometry.stride)) // before
+
+    def _depth_kernel(self, geometry: LayerGeometry, stride: int) -> int:
+        in_plane = max(geometry.kernel)
+        if self.kernel != "in-plane":
+            return min(self.kernel, in_plane)
+        if geometry.in_plane_stride < self._hold_factor() * 0.99:
+            return stride  # held back: look no further than the step, which is 1 or starts to catch up
+        return in_plane
+
+
+def _check_override(plan: str, override: Override) -> None:
+    for key in ("kernel", "stride"):
+        value = getattr(override, key)
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise PlanError(f"plan {plan!r}, {override.pattern!r}: {key} is {value!r}; use a number from 1")
+    if override.padding not in (None, "replicate", "zeros", "valid"):
+        raise PlanError(
+            f"plan {plan!r}, {override.pattern!r}: padding is {override.padding!r}; "
+            "use replicate, zeros or valid"
+        )
+
+
+def _refuse_unknown(content: Mapping[str, Any], cls: type, where: str) -> None:
+    if not isinstance(content, Mapping):
+        raise PlanError(f"{where} is {content!r}; it must be keys and values")
+    known = [field.name for field in fields(cls)]
+    for key in content:
+        if key not in known:
+            raise PlanError(f"{where} has the unknown key {key!r}; it may have {', '.join(known)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,95 @@
+"""Run a 2D network once and write down what each of its layers did in-plane."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from medi3d.errors import SourceError
+from medi3d.inflation.plan import LayerGeometry
+from medi3d.inflation.rules import find_rule
+
+IMAGE_SIZES = (64, 96, 128, 192, 224, 256, 288, 384, 448, 512)
+"""Image sizes to try, smallest first: some networks take only their own."""
+
+
+@dataclass
+class Trace:
+    """What a dry run saw. Paths are those of `named_modules`."""
+
+    size: int
+    channels: int
+    layers: dict[str, LayerGeometry] = field(default_factory=dict)
+    """Layers that have a rule, in the order in which they first ran."""
+    multiplicity: dict[str, int] = field(default_factory=dict)
+    """Items of each slice (heads, windows) that a layer finds in its batch dimension."""
+    stems: set[str] = field(default_factory=set)
+    """Convolutions that read the network's input itself."""
+
+
+def trace(net2d: nn.Module) -> Trace:
+    """Run `net2d` on two random images of the smallest size that it takes.
+
+    Raises:
+        SourceError: it takes no image, or no layer of it can be inflated.
+    """
+    channels = _input_channels(net2d)
+    training = net2d.training
+    net2d.eval()
+    failure: Exception | None = None
+    try:
+        for size in IMAGE_SIZES:
+            try:
+                return _run(net2d, channels, size)
+            except Exception as error:  # any network may refuse a size in its own way
+                failure = failure or error
+    finally:
+        net2d.train(training)
+    reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+    raise SourceError(
+        f"{type(net2d).__name__} takes no (2, {channels}, S, S) image for S from {IMAGE_SIZES[0]} "
+        f"to {IMAGE_SIZES[-1]}: {reason}"
+    )
+
+
+def _input_channels(net2d: nn.Module) -> int:
+    for layer in net2d.modules():
+        if isinstance(layer, nn.Conv2d):
+            return layer.in_channels
+    raise SourceError(f"{type(net2d).__name__} has no 2D convolution: there is nothing to inflate")
+
+
+@torch.no_grad()
+def _run(net2d: nn.Module, channels: int, size: int) -> Trace:
+    parameter = next(net2d.parameters())
+    image = torch.randn(2, channels, size, size, dtype=parameter.dtype, device=parameter.device)
+    seen = Trace(size, channels)
+    counts: Counter[str] = Counter()
+
+    def record(path: str, layer: nn.Module, x: Tensor) -> None:
+        if path in seen.layers:
+            return
+        rule = find_rule(layer)
+        assert rule is not None
+        kernel, stride, dilation = rule.geometry_of(layer)
+        scale = size / x.shape[-2] if x.shape[-2] > 1 else float(size)
+        seen.layers[path] = LayerGeometry(path, rule.kind, kernel, stride, dilation, scale, counts[rule.kind])
+        seen.multiplicity[path] = max(1, x.shape[0] // 2)
+        counts[rule.kind] += 1
+        if rule.kind == "conv" and x.data_ptr() == image.data_ptr():
+            seen.stems.add(path)
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda m, args, path=path: record(path, m, args[0]))
+        for path, layer in net2d.named_modules()
+        if find_rule(layer) is not None
+    ]
+    try:
+        net2d(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen.stems:  # the input was changed before the first convolution saw it
+        seen.stems = {path for path, g in list(seen.layers.items())[:1] if g.kind == "conv"}
+    return seen

@@ -1,0 +1,332 @@
+"""The proof: on a boring volume the 3D network equals the 2D network, everywhere.
+
+Both networks run in float64 on different images repeated along depth; every level is compared at
+every depth position, borders included. Nothing may hide: parameters that start at zero or one
+(norms, layer scales, gates of residual branches) get random values, the same in both networks, and
+batch-norm statistics are calibrated to them; the volume is deep enough that the deepest level still
+has two positions. One more volume, with a single slice changed, tells whether slices mix.
+"""
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medi3d.errors import ShapeError
+from medi3d.inflation.fold import Fold
+from medi3d.inflation.kernels import adapt_channels, inflate_kernel
+from medi3d.inflation.rules import Rule
+
+TOLERANCE = 1e-9
+"""Largest max|3D − 2D| / max|2D| that counts as exact. Rounding in float64 stays far below it."""
+
+DEEPEST = 256
+"""Depth of the largest volume that a proof uses by itself, in slices."""
+
+
+@dataclass(frozen=True)
+class LevelReport:
+    """One output of the network."""
+
+    channels: int
+    stride: tuple[int, ...]
+    """Voxels per position as (depth, height, width); (depth,) where the output is a vector."""
+    max_rel_error: float
+    """Worst over depth positions, depth padded by replication."""
+    border_rel_error: float
+    """At the first and last depth position, with the padding that the plan itself has."""
+
+
+@dataclass
+class ExactnessReport:
+    """How far a 3D network is from its 2D source on boring volumes."""
+
+    levels: list[LevelReport] = field(default_factory=list)
+    mixes_depth: bool = False
+    """Whether a position depends on slices beside its own, on either side."""
+    size: int = 0
+    depth: int = 0
+    seconds: float = 0.0
+    failure: str = ""
+    """Empty, or the first module that differs and how."""
+
+    @property
+    def max_rel_error(self) -> float:
+        """Worst over levels and depth positions; infinite if the network could not run."""
+        return max((level.max_rel_error for level in self.levels), default=float("inf"))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the proof holds."""
+        return not self.failure and self.max_rel_error <= TOLERANCE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        levels = [dict(vars(level)) for level in self.levels]
+        return {
+            "levels": levels,
+            "max_rel_error": self.max_rel_error,
+            "mixes_depth": self.mixes_depth,
+            "proof": {
+                "size": self.size,
+                "depth": self.depth,
+                "seconds": round(self.seconds, 3),
+                "tolerance": TOLERANCE,
+                "failure": self.failure,
+            },
+        }
+
+
+@torch.no_grad()
+def verify(
+    net2d: nn.Module, net3d: nn.Module, *, size: int | None = None, depth: int | None = None
+) -> ExactnessReport:
+    """Compare `net3d` with `net2d` on boring volumes, in float64, with nothing left at zero.
+
+    Both are copied and not changed. Parameters of equal name correspond; `net3d` may have been made
+    by `inflate` or by hand. Where it takes other channels than `net2d`, images are grey.
+
+    Args:
+        net2d: takes `(N, C, H, W)`.
+        net3d: takes `(B, C, D, H, W)` and returns the same structure with a depth axis.
+        size: height and width of the images in pixels; 64 if not given.
+        depth: slices of the volume; if not given, enough for two positions at the deepest level.
+
+    Raises:
+        ShapeError: the networks return different numbers of levels.
+    """
+    started = time.perf_counter()
+    size = size or 64
+    flat, deep = copy.deepcopy(net2d).eval(), copy.deepcopy(net3d).eval()
+    _adapt_stems(flat, _inner(deep))
+    flat, deep = flat.double(), deep.double()
+    generator = torch.Generator().manual_seed(20170522)  # the day of the paper
+    images = _images(flat, deep, size, generator)
+    _unhide(flat, deep, images[0], generator)
+
+    report = ExactnessReport(size=size)
+    answers = _tensors(flat(images[0]))
+    with _padding(deep, "replicate"):
+        try:
+            report.depth = depth or _proof_depth(deep, images[1])
+            outputs = _tensors(deep(_volumes(images[1], report.depth)))
+        except (RuntimeError, ShapeError, ValueError) as error:
+            report.failure = _first_difference(flat, deep, images, depth or 64) or _brief(error)
+            report.seconds = time.perf_counter() - started
+            return report
+    if len(outputs) != len(answers):
+        raise ShapeError(f"the 2D network returns {len(answers)} levels, the 3D network {len(outputs)}")
+    own = outputs
+    if any(r.depth.padding == "zeros" for r in deep.modules() if isinstance(r, Rule)):
+        own = _tensors(deep(_volumes(images[1], report.depth)[:2]))
+    for answer, output, padded in zip(answers, outputs, own, strict=True):
+        report.levels.append(_compare(answer, output, padded, size, report.depth))
+    report.mixes_depth = any(_mixes(output, report.depth) for output in outputs)
+    if report.max_rel_error > TOLERANCE:
+        with _padding(deep, "replicate"):
+            report.failure = _first_difference(flat, deep, images, report.depth)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _adapt_stems(flat: nn.Module, deep: nn.Module) -> None:
+    """Give the 2D network the channels of the 3D one, so that it is compared with its own channel sums.
+
+    Done in the precision of the weights: in float32 a sum over RGB is rounded, once, in both.
+    """
+    twins = dict(deep.named_parameters())
+    for name, parameter in flat.named_parameters():
+        twin = twins.get(name)
+        if (
+            twin is not None
+            and parameter.dim() == 4
+            and twin.dim() == 5
+            and twin.shape[1] != parameter.shape[1]
+        ):
+            parameter.data = adapt_channels(parameter.data, twin.shape[1])
+
+
+def _images(flat: nn.Module, deep: nn.Module, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two different images for each network; grey where they still take different channels."""
+    source, target = _first_kernel_channels(flat), _first_kernel_channels(deep)
+    channels = source if source == target else 1
+    images = torch.randn(2, channels, size, size, dtype=torch.float64, generator=generator)
+    return images.expand(2, source, -1, -1).clone(), images.expand(2, target, -1, -1).clone()
+
+
+def _volumes(images: Tensor, depth: int) -> Tensor:
+    """Both images repeated along depth, and the first once more with one slice changed: `(3, C, D, H, W)`."""
+    volumes = images[[0, 1, 0]].unsqueeze(2).repeat(1, 1, depth, 1, 1)
+    volumes[2, :, _changed_slice(depth)] = images[1]
+    return volumes
+
+
+def _changed_slice(depth: int) -> int:
+    return (depth // 2) | 1 if depth > 2 else depth - 1  # odd: a stride of 2 steps over even slices only
+
+
+def _proof_depth(deep: nn.Module, images: Tensor) -> int:
+    """Twice the largest stride along depth, at least 8: found on a thin volume."""
+    probe = 32
+    outputs = _tensors(deep(images[:1].unsqueeze(2).repeat(1, 1, probe, 1, 1)))
+    stride = max(-(-probe // max(output.shape[2], 1)) for output in outputs)
+    return min(DEEPEST, max(8, 2 * stride))
+
+
+def _compare(answer: Tensor, output: Tensor, padded: Tensor, size: int, depth: int) -> LevelReport:
+    expected = answer.unsqueeze(2)
+    scale = expected.abs().amax().clamp_min(1e-300)
+    if output[:2, :, 0].shape != answer.shape:
+        raise ShapeError(f"a level is {tuple(answer.shape)} in 2D and {tuple(output.shape)} in 3D")
+    error = (output[:2] - expected).abs().amax() / scale
+    ends = padded[:2, :, [0, -1]]
+    border = (ends - expected).abs().amax() / scale
+    worst = float(error) if torch.isfinite(error) else float("inf")
+    stride = (round(depth / output.shape[2]), *(round(size / s) for s in answer.shape[2:]))
+    return LevelReport(answer.shape[1], stride, worst, float(border))
+
+
+def _mixes(output: Tensor, depth: int) -> bool:
+    """Whether the changed slice is felt by positions whose own slices do not hold it."""
+    positions = output.shape[2]
+    changed = (output[2] - output[0]).abs().flatten(2).amax(dim=(0, 2)) > 1e-12 * output[0].abs().amax()
+    changed[min(_changed_slice(depth) * positions // depth, positions - 1)] = False
+    return bool(changed.any())
+
+
+@contextmanager
+def _padding(network: nn.Module, mode: str) -> Iterator[None]:
+    """Let depth be padded by replication for a while; `valid` layers stay valid."""
+    rules = [r for r in network.modules() if isinstance(r, Rule) and r.depth.padding == "zeros"]
+    for rule in rules:
+        rule.depth = replace(rule.depth, padding=mode)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for rule in rules:
+            rule.depth = replace(rule.depth, padding="zeros")
+
+
+def _unhide(flat: nn.Module, deep: nn.Module, images: Tensor, generator: torch.Generator) -> None:
+    """Add the same random numbers to corresponding parameters, so that no branch is multiplied by zero.
+
+    Adding, not setting: a parameter that differs between the networks still differs afterwards.
+    """
+    twins = dict(_inner(deep).named_parameters())
+    for name, parameter in flat.named_parameters():
+        twin = twins.get(name)
+        if twin is None:
+            continue
+        constant = bool((parameter == parameter.flatten()[0]).all())
+        if not constant and parameter.dim() > 1:
+            continue
+        change = 0.3 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+        if twin.shape == parameter.shape:
+            parameter += change
+            twin += change
+        elif twin.dim() == 5 and twin.shape[:2] == parameter.shape[:2]:
+            parameter += change
+            twin += inflate_kernel(change, twin.shape[2])
+    _calibrate(flat, _inner(deep), images)
+
+
+def _calibrate(flat: nn.Module, deep: nn.Module, images: Tensor) -> None:
+    """Move batch-norm statistics to those of the images, by the same step in both networks."""
+    norms = {n: m for n, m in flat.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    norms = {n: m for n, m in norms.items() if m.running_mean is not None}
+    before = {n: (m.running_mean.clone(), m.running_var.clone()) for n, m in norms.items()}  # type: ignore[union-attr]
+    momenta = {n: m.momentum for n, m in norms.items()}
+    for norm in norms.values():
+        norm.train()
+        norm.momentum = 0.9
+    flat(images)
+    twins = dict(deep.named_modules())
+    for name, norm in norms.items():
+        norm.eval()
+        norm.momentum = momenta[name]
+        twin: Any = twins.get(name)
+        if twin is not None and getattr(twin, "running_mean", None) is not None:
+            twin.running_mean += norm.running_mean - before[name][0]
+            twin.running_var += norm.running_var - before[name][1]
+
+
+def _first_difference(flat: nn.Module, deep: nn.Module, images: tuple[Tensor, Tensor], depth: int) -> str:
+    """The first module, in the order of execution, whose output is not the 2D one."""
+    inner = _inner(deep)
+    expected: dict[str, Tensor] = {}
+    with _recording(flat, expected):
+        flat(images[0])
+    found: dict[str, Tensor] = {}
+    problem = ""
+    with _recording(inner, found):
+        try:
+            deep(_volumes(images[1], depth)[:2])
+        except (RuntimeError, ShapeError, ValueError) as error:
+            problem = _brief(error)
+    batch = 2
+    for path, output in found.items():
+        reference = expected.get(path)
+        if reference is None or reference.shape[0] != batch or output.shape[0] % batch:
+            continue
+        slices = output.unflatten(0, (batch, -1)) if inner is not deep else output.movedim(2, 1)
+        if slices[:, 0].shape != reference.shape:
+            return (
+                f"module {path!r} gives {tuple(slices.shape[2:])} where 2D gives {tuple(reference.shape[1:])}"
+            )
+        error = (slices - reference.unsqueeze(1)).abs().amax() / reference.abs().amax().clamp_min(1e-300)
+        if not error <= TOLERANCE:
+            kind = type(inner.get_submodule(path)).__name__
+            return f"module {path!r} ({kind}) differs by {float(error):.2g}"
+    if problem:
+        last = next(reversed(found), "the input")
+        return f"running it failed after module {last!r}: {problem}"
+    return ""
+
+
+@contextmanager
+def _recording(network: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]:
+    def record(path: str, output: Any) -> None:
+        if isinstance(output, Tensor) and path not in outputs:
+            outputs[path] = output
+
+    hooks = [
+        module.register_forward_hook(lambda m, args, out, path=path: record(path, out))
+        for path, module in network.named_modules()
+        if path
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _inner(network: nn.Module) -> nn.Module:
+    """The folded 2D network inside an inflated one; any other network itself."""
+    return network.network if isinstance(getattr(network, "fold", None), Fold) else network  # type: ignore[return-value]
+
+
+def _first_kernel_channels(network: nn.Module) -> int:
+    known = getattr(network, "in_channels", None)
+    if isinstance(known, int):
+        return known
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+            return layer.weight.shape[1] * layer.groups
+    raise ShapeError(f"{type(network).__name__} has no convolution, so its input channels are not known")
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if isinstance(output, dict) else output
+    return [tensor for value in values for tensor in _tensors(value)]
+
+
+def _brief(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
