@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from medi3d.axes import Triple
 from medi3d.errors import InexactError, PlanError, ShapeError
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.kernels import PROFILES
 from medi3d.inflation.plan import KernelPlan
+from medi3d.inflation.reach import Level, measure_levels
 from medi3d.inflation.rules import Rule, find_rule
 from medi3d.inflation.tracing import Trace, trace
 from medi3d.inflation.verify import TOLERANCE, ExactnessReport, verify
@@ -34,6 +36,7 @@ class InflationReport:
     plan: KernelPlan
     profile: str
     layers: list[InflatedLayer]
+    levels: list[Level]
     parameters: int
     exactness: ExactnessReport
     exact_by_nature: bool
@@ -53,11 +56,17 @@ class InflationReport:
             "plan": self.plan.to_dict(),
             "profile": self.profile,
             "layers": [asdict(layer) for layer in self.layers],
-            **self.exactness.to_dict(),
+            **self._proof(),
             "exact_by_nature": self.exact_by_nature,
             "parameters": self.parameters,
             "weights": self.weights,
         }
+
+    def _proof(self) -> dict[str, Any]:
+        proof = self.exactness.to_dict()
+        for row, level in zip(proof["levels"], self.levels, strict=False):
+            row["receptive_field_voxels"] = list(level.reach)
+        return proof
 
 
 class Inflated(nn.Module):
@@ -71,7 +80,7 @@ class Inflated(nn.Module):
     report: InflationReport
 
     def __init__(
-        self, network: nn.Module, fold: Fold, in_channels: int, plan: KernelPlan, profile: str
+        self, network: nn.Module, fold: Fold, in_channels: int, plan: KernelPlan, profile: str, size: int
     ) -> None:
         super().__init__()
         self.network = network
@@ -79,6 +88,17 @@ class Inflated(nn.Module):
         self.in_channels = in_channels
         self.plan = plan
         self.profile = profile
+        self.levels = measure_levels(network, in_channels, size)
+
+    @property
+    def out_channels(self) -> list[int]:
+        """Channels of each output."""
+        return [level.channels for level in self.levels]
+
+    @property
+    def strides(self) -> list[Triple]:
+        """Voxels of the input per position of each output, as (depth, height, width)."""
+        return [level.stride for level in self.levels]
 
     def forward(self, volume: Tensor) -> Any:
         """Run on `(B, C, D, H, W)`.
@@ -133,6 +153,7 @@ def inflate(
         plan=plan,
         profile=profile,
         layers=[_row(path, rule) for path, rule in inflated.rules().items()],
+        levels=inflated.levels,
         parameters=sum(p.numel() for p in inflated.parameters()),
         exactness=exactness,
         exact_by_nature=exact_by_nature,
@@ -165,7 +186,7 @@ def build(
         rule.multiplicity = seen.multiplicity[path]
         rule.train(layer.training)
         network = _replace(network, path, rule)
-    return Inflated(network, fold, in_channels or seen.channels, plan, profile), seen
+    return Inflated(network, fold, in_channels or seen.channels, plan, profile, seen.size), seen
 
 
 def _replace(network: nn.Module, path: str, layer: nn.Module) -> nn.Module:

@@ -1,0 +1,107 @@
+"""Stride and receptive field of each output of an inflated network, along each axis.
+
+One slice runs through the network as a tensor that carries its *reach*: how many voxels of the
+input one position sees (the receptive field), and how many lie between neighbouring positions (the
+stride). Layers with a rule widen it by `(kernel − 1) · dilation · stride`; every other operation
+passes on the widest of its inputs. Statistics over the whole slice (squeeze-excitation, global
+context, attention) see everything and are not counted.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from medi3d.axes import Triple
+from medi3d.inflation.rules import Rule
+
+
+@dataclass(frozen=True)
+class Level:
+    """One output of an inflated network, axes as (depth, height, width)."""
+
+    channels: int
+    stride: Triple
+    """Voxels of the input between neighbouring positions."""
+    reach: Triple
+    """Voxels of the input that one position sees, layers with a rule counted."""
+
+
+@dataclass(frozen=True)
+class _Reach:
+    field: Triple = (1, 1, 1)
+    step: Triple = (1, 1, 1)
+
+    def through(self, rule: Rule) -> "_Reach":
+        kernel = (rule.depth.kernel, *rule.kernel_2d)
+        stride = (rule.depth.stride, *rule.stride_2d)
+        dilation = (rule.depth.dilation, *rule.dilation_2d)
+        field = [
+            f + (k - 1) * d * s for f, k, d, s in zip(self.field, kernel, dilation, self.step, strict=True)
+        ]
+        step = [s * t for s, t in zip(self.step, stride, strict=True)]
+        return _Reach(tuple(field), tuple(step))  # type: ignore[arg-type]
+
+    def join(self, other: "_Reach") -> "_Reach":
+        return _Reach(
+            tuple(map(max, self.field, other.field)),  # type: ignore[arg-type]
+            tuple(map(max, self.step, other.step)),  # type: ignore[arg-type]
+        )
+
+
+class _Carrier(Tensor):
+    """A tensor that carries its reach through any operation."""
+
+    reach: _Reach
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        reach = _Reach()
+        for value in tree_flatten((args, kwargs))[0]:
+            reach = reach.join(getattr(value, "reach", reach))
+
+        def carry(value: Any) -> Any:
+            if isinstance(value, _Carrier):
+                value.reach = reach
+            return value
+
+        return tree_map(carry, result)
+
+
+@torch.no_grad()
+def measure_levels(network: nn.Module, channels: int, size: int) -> list[Level]:
+    """Channels, stride and receptive field of every output of a folded 2D network.
+
+    Args:
+        network: takes `(B·D, C, H, W)`; its layers with depth are rules.
+        channels: channels that it takes.
+        size: height and width of an image that it takes, in pixels.
+    """
+    rules = [module for module in network.modules() if isinstance(module, Rule)]
+    parameter = next(network.parameters())
+    image = torch.zeros(1, channels, size, size, dtype=parameter.dtype, device=parameter.device)
+    carrier = image.as_subclass(_Carrier)
+    carrier.reach = _Reach()
+    for rule in rules:
+        rule.fold.batch = 1
+    training = network.training
+    network.eval()
+    hooks = [rule.register_forward_hook(_widen) for rule in rules]
+    try:
+        outputs = tree_flatten(network(carrier))[0]
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    return [Level(o.shape[1], o.reach.step, o.reach.field) for o in outputs]
+
+
+def _widen(rule: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    assert isinstance(rule, Rule)
+    output.reach = inputs[0].reach.through(rule)
+    return output
