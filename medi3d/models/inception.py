@@ -124,8 +124,8 @@ class Logits(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
-        self.AvgPool3d_0a_7x7 = nn.AvgPool2d(7, stride=1)
-        self.Dropout_0b = nn.Dropout(dropout)
+        self.avg_pool = nn.AvgPool2d(7, stride=1)
+        self.dropout = nn.Dropout(dropout)
         self.Conv3d_0c_1x1 = nn.Conv2d(in_channels, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class Logits(nn.Module):
                 f"Inception-V1's head pools 7x7 but its features are {tuple(x.shape[-2:])}: "
                 "give larger images (224 x 224 as published, 193 x 193 at least)"
             )
-        x = self.Dropout_0b(self.AvgPool3d_0a_7x7(x))  # (N, in_channels, H - 6, W - 6)
+        x = self.dropout(self.avg_pool(x))  # (N, in_channels, H - 6, W - 6)
         return self.Conv3d_0c_1x1(x).mean(dim=(-2, -1))
 
 
