@@ -163,14 +163,14 @@ def _check_steps(slices: Sequence[_Slice], folder: Path) -> None:
     places = np.stack([one.position for one in slices])
     steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
     usual = float(np.median(steps))
-    for below, above, step in zip(slices, slices[1:], steps, strict=False):
-        pair = f"between {below.path.name} and {above.path.name}"
-        if step < 1e-3:
-            raise DataError(
-                f"{folder}: no distance {pair}: several acquisitions (times, echoes) are mixed in one series"
-            )
-        if abs(step - usual) > STEP_TOLERANCE * usual:
-            raise DataError(
-                f"{folder}: uneven slices, {step:.3f} mm {pair} where {usual:.3f} mm is usual: "
-                "is a slice missing? A volume needs all of them, evenly spaced"
-            )
+    pairs = [f"between {a.path.name} and {b.path.name}" for a, b in zip(slices, slices[1:], strict=False)]
+    closest, oddest = int(steps.argmin()), int(np.abs(steps - usual).argmax())
+    if steps[closest] < 1e-3:
+        raise DataError(
+            f"{folder}: no distance {pairs[closest]}: several acquisitions (times, echoes) are mixed in one series"
+        )
+    if abs(steps[oddest] - usual) > STEP_TOLERANCE * usual:
+        raise DataError(
+            f"{folder}: uneven slices, {steps[oddest]:.3f} mm {pairs[oddest]} where {usual:.3f} mm is usual: "
+            "is a slice missing? A volume needs all of them, evenly spaced"
+        )

@@ -24,8 +24,9 @@ IMAGE_INTERPOLATION = sitk.sitkLinear
 LABEL_INTERPOLATION = sitk.sitkLabelLinear
 """Linear on each label's indicator, the strongest wins: never a value that the input lacks.
 
-Round trips of real label maps measure a higher Dice than nearest neighbour, and it is many times
-faster than the Gaussian kind (`tests/datasets/test_volumes.py`)."""
+Measured on ellipsoids whose true shape on both grids is known, it comes closer to the truth than
+nearest neighbour in both directions, by 0.01 to 0.05 Dice; the Gaussian kind rounds small organs
+off (a round trip of OpenKBP's: 0.86 against 0.998) and takes five times as long."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,9 @@ def load_image(paths: Sequence[Path], settings: VolumeSettings) -> LoadedImage:
     """
     files = [(path, channel) for path in paths for channel in read_channels(path)]
     if len(files) != settings.channels:
+        what = f"a 4D image of {len(files)}" if len(files) > len(paths) else f"a case of {len(files)}"
         raise DataError(
-            f"{paths[0]}: {len(files)} channels (3D images) in {len(paths)} files of this case where the "
-            f"config says channels: {settings.channels}"
+            f"{paths[0]}: {what} channels (3D images) where the config says channels: {settings.channels}"
         )
     first_path, original = files[0]
     arrays, canonical = [], None
@@ -210,18 +211,18 @@ def normalise(array: np.ndarray, how: Normalisation) -> np.ndarray:
         spread = float(array.std(dtype=np.float64))
         if spread == 0:
             raise DataError(_constant(array))
-        return ((array - array.mean(dtype=np.float64)) / spread).astype(np.float32)
+        return (array.astype(np.float32) - float(array.mean(dtype=np.float64))) / spread
     if how.method == "window":
         assert how.window is not None
         low, high = how.window
     else:
-        low, high = np.percentile(array, how.percentiles)
+        low, high = (float(value) for value in np.percentile(array, how.percentiles))
         if low == high:  # a small object in a wide background of zeros
             low, high = float(array.min()), float(array.max())
         if low == high:
             raise DataError(_constant(array))
-    scaled = (array.astype(np.float64) - low) * (2 / (high - low)) - 1
-    return np.clip(scaled, -1, 1).astype(np.float32)
+    scaled = (array.astype(np.float32) - low) * (2 / (high - low)) - 1
+    return np.clip(scaled, -1, 1, out=scaled)
 
 
 def restore_mask(mask: np.ndarray, canonical: sitk.Image, original: sitk.Image) -> sitk.Image:
