@@ -155,8 +155,6 @@ class _Loaded(Dataset):
         return self.load(self.items[index])
 
 
-def validation_loader(
-    items: Sequence[Any], load: Callable[[Any], Sample], *, rank: int = 0, ranks: int = 1
-) -> DataLoader:
-    """Whole cases, one a batch (their sizes differ); rank r of `ranks` takes every `ranks`-th case."""
-    return DataLoader(_Loaded(items[rank::ranks], load), batch_size=1, collate_fn=collate)
+def validation_loader(items: Sequence[Any], load: Callable[[Any], Sample]) -> DataLoader:
+    """Whole cases, one a batch, for their sizes differ."""
+    return DataLoader(_Loaded(items, load), batch_size=1, collate_fn=collate)

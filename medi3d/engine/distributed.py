@@ -27,11 +27,16 @@ def is_writer() -> bool:
     return rank() == 0
 
 
+def local_device() -> torch.device:
+    """The device of this process: its own GPU, or the CPU where there is none."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+
+
 @contextlib.contextmanager
 def joined_processes() -> Iterator[torch.device]:
     """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs); gives this one its device."""
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():

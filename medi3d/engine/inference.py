@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from medi3d.axes import DEPTH, HEIGHT, WIDTH, Triple
 from medi3d.engine.precision import Precision
-from medi3d.errors import ConfigError
 
 AXES = {"depth": DEPTH, "height": HEIGHT, "width": WIDTH}
 
@@ -55,13 +54,7 @@ def mirrored(inferer: Inferer, axes: Sequence[str]) -> Inferer:
     """`inferer` averaged over all mirrorings of the named axes, "depth", "height" or "width".
 
     Mirrored left and right labels change places unseen: name "width" only where no label has a side.
-
-    Raises:
-        ConfigError: an axis has another name.
     """
-    unknown = [axis for axis in axes if axis not in AXES]
-    if unknown:
-        raise ConfigError(f"mirror: {unknown[0]!r} is no axis; the axes are {', '.join(AXES)}")
     flips: list[list[int]] = [[]]
     for axis in axes:
         flips += [[*flip, AXES[axis]] for flip in flips]

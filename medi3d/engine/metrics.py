@@ -12,6 +12,7 @@ only one of prediction, reference    0       diagonal of the volume   0
 ===================================  ======  =======================  ============
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,8 +81,13 @@ def surface_scores(
 def _surfaces(one: Tensor, other: Tensor, spacing: Sequence[float], tolerance: float) -> tuple[float, float]:
     """HD95 in mm and surface Dice of two masks `(D, H, W)` that are not empty."""
     one, other, step = one[None, None].float(), other[None, None].float(), [float(s) for s in spacing]
-    distance = compute_hausdorff_distance(one, other, include_background=True, percentile=95, spacing=step)
-    agreement = compute_surface_dice(one, other, [tolerance], include_background=True, spacing=step)
+    with warnings.catch_warnings():
+        # MONAI 1.6 warns of an argument that it passes to itself.
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+        distance = compute_hausdorff_distance(
+            one, other, include_background=True, percentile=95, spacing=step
+        )
+        agreement = compute_surface_dice(one, other, [tolerance], include_background=True, spacing=step)
     return float(distance), float(agreement)
 
 

@@ -1,12 +1,12 @@
-"""The section `training` of a config."""
+"""The sections `training` and `prediction` of a config."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from medi3d.engine.precision import CHOICES
 from medi3d.errors import ConfigError
 
 SCHEDULES = ("cosine", "poly")
+MIRROR_AXES = ("depth", "height", "width")
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,6 @@ class TrainingSettings:
     """optimiser steps in all"""
     batch_size: int = 2
     """samples a step, over all processes together"""
-    patch_size: list[int] | None = None
-    """training patch in voxels, (depth, height, width); volumes only"""
-    window_size: list[int] | None = None
-    """largest piece that is predicted at once, in voxels, (depth, height, width); null: patch_size"""
-    overlap: float = 0.5
-    """share of a prediction window that its neighbour covers too, 0 to 1"""
-    foreground: float = 0.5
-    """share of training patches that are drawn around a labelled voxel, 0 to 1"""
     learning_rate: float = 0.01
     """highest learning rate, of decoder and head"""
     encoder_factor: float = 0.2
@@ -55,21 +47,45 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "validate_every"):
             self._check(key, getattr(self, key) >= 1, "at least 1")
-        for key in ("learning_rate",):
-            self._check(key, getattr(self, key) > 0, "above 0")
+        self._check("learning_rate", self.learning_rate > 0, "above 0")
         for key in ("encoder_factor", "weight_decay", "gradient_clip", "workers", "cache_gb"):
             self._check(key, getattr(self, key) >= 0, "0 or more")
-        for key in ("overlap", "warmup", "ema"):
+        for key in ("warmup", "ema"):
             self._check(key, 0 <= getattr(self, key) < 1, "at least 0 and below 1")
-        self._check("foreground", 0 <= self.foreground <= 1, "from 0 to 1")
-        for key in ("patch_size", "window_size"):
-            size = getattr(self, key)
-            good = size is None or (len(size) == 3 and min(size) >= 1)
-            self._check(key, good, "three positive numbers, (depth, height, width) in voxels")
         self._check("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         self._check("precision", self.precision in CHOICES, f"one of {', '.join(CHOICES)}")
 
     def _check(self, key: str, good: bool, right: str) -> None:
         if not good:
-            value: Any = getattr(self, key)
-            raise ConfigError(f"training.{key}: {value!r} is not allowed; it must be {right}")
+            raise ConfigError(f"training.{key} is {getattr(self, key)!r}: it must be {right}")
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """How whole cases are predicted and judged (config section `prediction`).
+
+    Raises:
+        ConfigError: a value is out of its range; the message names its key.
+    """
+
+    window: list[int] | None = None
+    """largest piece that is predicted at once, in voxels, (depth, height, width); null: the patch"""
+    overlap: float = 0.5
+    """share of a window that its neighbour covers too, at least 0 and below 1"""
+    mirror: list[str] = field(default_factory=list)
+    """axes along which mirrored copies are predicted too and averaged: depth, height, width"""
+    tolerance: float = 1.0
+    """distance in mm up to which two surfaces agree, for the surface Dice"""
+
+    def __post_init__(self) -> None:
+        if self.window is not None and (len(self.window) != 3 or min(self.window) < 1):
+            raise ConfigError(
+                f"prediction.window is {self.window}: three sizes (depth, height, width) in voxels, 1 or more"
+            )
+        if not 0 <= self.overlap < 1:
+            raise ConfigError(f"prediction.overlap is {self.overlap}: at least 0 and below 1")
+        unknown = [axis for axis in self.mirror if axis not in MIRROR_AXES]
+        if unknown:
+            raise ConfigError(f"prediction.mirror has {unknown[0]!r}: {', '.join(MIRROR_AXES)}")
+        if not self.tolerance > 0:
+            raise ConfigError(f"prediction.tolerance is {self.tolerance}: a distance in mm, above 0")

@@ -1,0 +1,95 @@
+"""The pictures of a run: curves of a training, a case with reference and prediction, a confusion matrix."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure  # without pyplot: no window, no global state
+
+from medi3d.engine.files import written_aside
+from medi3d.engine.metrics import Row
+
+REFERENCE, PREDICTION = "#00c853", "#ff1744"
+
+
+def plot_curves(rows: Sequence[Row], score: str, path: Path) -> None:
+    """Losses and scores over the steps. `rows` are those of `metrics.csv`; all `score*` columns are drawn."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    losses, scores = figure.subplots(1, 2)
+    steps = [row["step"] for row in rows]
+    for name in ("train_loss", "val_loss"):
+        losses.plot(steps, [row[name] for row in rows], marker=".", label=name.replace("_", " "))
+    for name in [column for column in rows[0] if column.startswith(score)]:
+        scores.plot(steps, [row[name] for row in rows], marker=".", label=name.replace("_", " "))
+    losses.set(xlabel="step", ylabel="loss")
+    scores.set(xlabel="step", ylabel=score, ylim=(0, 1))
+    for axes in (losses, scores):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    _save(figure, path)
+
+
+def plot_overlay(
+    image: np.ndarray,
+    label: np.ndarray,
+    pred: np.ndarray,
+    spacing: Sequence[float],
+    title: str,
+    path: Path,
+) -> None:
+    """Three planes through the reference, with the outlines of reference (green) and prediction (red).
+
+    Args:
+        image: `(D, H, W)`, D to superior, H to posterior, W to left.
+        label: reference label map of the same shape.
+        pred: predicted label map of the same shape.
+        spacing: voxel size in mm, (D, H, W).
+        title: above the picture.
+        path: a PNG.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure.suptitle(f"{title}   reference green, prediction red")
+    marked = label if label.any() else pred
+    centre = [_fullest_slice(marked, axis) for axis in range(3)]
+    planes = zip(figure.subplots(1, 3), range(3), ("axial", "coronal", "sagittal"), strict=True)
+    for axes, axis, name in planes:
+        across = [step for other, step in enumerate(spacing) if other != axis]
+        flip = slice(None, None, -1 if axis else 1)  # superior is up where depth is a row
+        shown, truth, guess = (np.take(part, centre[axis], axis)[flip] for part in (image, label, pred))
+        axes.imshow(shown, cmap="gray", aspect=across[0] / across[1], interpolation="nearest")
+        for mask, colour in ((truth, REFERENCE), (guess, PREDICTION)):
+            for value in np.unique(mask[mask > 0]):
+                axes.contour(mask == value, levels=[0.5], colors=colour, linewidths=1.2)
+        axes.set(title=f"{name}, slice {centre[axis]}", xticks=[], yticks=[])
+    _save(figure, path)
+
+
+def plot_confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str], path: Path) -> None:
+    """How often each class was taken for which; `pairs` are (right, predicted)."""
+    counts = np.zeros((len(classes), len(classes)), dtype=int)
+    for right, predicted in pairs:
+        counts[classes.index(right), classes.index(predicted)] += 1
+    side = 3 + 0.35 * len(classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(counts, cmap="Blues")
+    ticks: dict[str, Any] = {"xticks": range(len(classes)), "yticks": range(len(classes))}
+    axes.set(xlabel="predicted", ylabel="right", **ticks)
+    axes.set_xticklabels(classes, rotation=90)
+    axes.set_yticklabels(classes)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            axes.text(column, row, str(count), ha="center", va="center")
+    _save(figure, path)
+
+
+def _fullest_slice(mask: np.ndarray, axis: int) -> int:
+    """Index of the slice across `axis` with the most labelled voxels; the middle one where there is none."""
+    counts = (mask > 0).sum(axis=tuple(other for other in range(3) if other != axis))
+    return int(counts.argmax()) if counts.any() else mask.shape[axis] // 2
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=110)
