@@ -1,0 +1,72 @@
+"""YAML to `Experiment` and back. Unknown keys and wrong types are refused with the path of the key."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from medi3d.errors import ConfigError
+from medi3d.transfer.experiment import TASKS, Experiment
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment that a YAML file describes, with `overrides` like "training.steps=200".
+
+    `${oc.env:NAME,default}` in the file stands for an environment variable.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, a key is unknown, missing or of the wrong type, or a
+            value is not allowed; one line, with the file and the path of the key.
+    """
+    path = Path(path)
+    given = _read(path)
+    _check_overrides(overrides)
+    try:
+        given.merge_with_dotlist(list(overrides))
+        return _to_experiment(given)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file")
+    try:
+        given = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
+    if not isinstance(given, DictConfig):
+        raise ConfigError(f"{path}: a config is a list of `key: value`, not {type(given).__name__}")
+    return given
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"{override!r} is no override: write key=value, such as training.steps=200")
+
+
+def _to_experiment(given: DictConfig) -> Experiment:
+    task = given.get("task")
+    if task not in TASKS:
+        raise ConfigError(f"task is {task!r}: one of {', '.join(TASKS)}")
+    schema = OmegaConf.structured(TASKS[task])
+    experiment: Any = OmegaConf.to_object(OmegaConf.merge(schema, given))
+    return experiment
+
+
+def _explain(error: Exception) -> str:
+    """OmegaConf's message on one line, after the path of the key."""
+    key, message = getattr(error, "full_key", None), _one_line(getattr(error, "msg", None) or error)
+    return f"{key}: {message}" if key else message
+
+
+def _one_line(error: object) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    wanted = [line for line in lines if not line.startswith(("full_key:", "reference_type=", "object_type="))]
+    return " ".join(wanted)

@@ -1,0 +1,110 @@
+"""The samples of an experiment: one value for volumes and for clips, so that one trainer serves both."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from medi3d.datasets.augmentation import build_augmentation
+from medi3d.datasets.cohort import Case, load_case, read_cohort, split_cohort
+from medi3d.datasets.patches import sample_patch
+from medi3d.datasets.stream import (
+    MemoryCache,
+    Sample,
+    StreamBatches,
+    TrainingStream,
+    training_loader,
+    validation_loader,
+)
+from medi3d.datasets.volumes import VolumeSettings
+from medi3d.engine import distributed
+from medi3d.engine.settings import TrainingSettings
+from medi3d.errors import ConfigError, DataError
+from medi3d.transfer.experiment import Experiment, SegmentationExperiment
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where samples come from.
+
+    Attributes:
+        training: items to train on.
+        validation: items to validate on.
+        load: item -> whole sample, without randomness.
+        change: whole sample -> training sample, random (patch, augmentation).
+        cached: whole samples are small enough to be kept in memory.
+    """
+
+    training: Sequence[Any]
+    validation: Sequence[Any]
+    load: Callable[[Any], Sample]
+    change: Callable[[Sample], Sample]
+    cached: bool
+
+    def training_batches(self, start: int, settings: TrainingSettings, seed: int) -> DataLoader:
+        """Batches from step `start` on, for this process."""
+        load = self._remembering(self.training, settings)
+        stream = TrainingStream(self.training, load, self.change, seed)
+        place = {"rank": distributed.rank(), "ranks": distributed.ranks()}
+        batches = StreamBatches(start, settings.steps, settings.batch_size, **place)
+        return training_loader(stream, batches, settings.workers)
+
+    def validation_batches(self, settings: TrainingSettings) -> DataLoader:
+        """The validation cases of this process, one a batch."""
+        if not self.validation:
+            raise DataError("no validation case: hold some back, or name a split in the list of cases")
+        mine = self.validation[distributed.rank() :: distributed.ranks()]
+        return validation_loader(mine, self._remembering(mine, settings))
+
+    def _remembering(self, items: Sequence[Any], settings: TrainingSettings) -> Callable[[Any], Sample]:
+        # Filled now, so that a damaged case shows at the start and worker processes share the memory.
+        if not (self.cached and settings.cache_gb):
+            return self.load
+        cache = MemoryCache(self.load, settings.cache_gb * 2**30)
+        for item in items:
+            cache(item)
+        return cache
+
+
+def prepare_data(experiment: Experiment) -> Data:
+    """The data of an experiment.
+
+    Raises:
+        DataError: the cohort is missing, empty, or has unlabelled cases where labels are due.
+    """
+    if isinstance(experiment, SegmentationExperiment):
+        return _volumes(experiment)
+    raise ConfigError(f"task is {experiment.task!r}: no data is known for it")
+
+
+def _volumes(experiment: SegmentationExperiment) -> Data:
+    settings = experiment.data
+    training, validation = split_volumes(settings)
+    augment = build_augmentation(experiment.augmentation)
+
+    def change(sample: Sample) -> Sample:
+        return augment(sample_patch(sample, settings.patch, settings.foreground))
+
+    return Data(training, validation, partial(load_case, settings=settings), change, cached=True)
+
+
+def split_volumes(settings: VolumeSettings) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases of a cohort, all with labels.
+
+    Raises:
+        DataError: the cohort is missing or empty, or one of these cases has no label.
+    """
+    cohort = read_cohort(settings.root)
+    training, validation = split_cohort(cohort.cases, settings.validation, settings.split_seed)
+    for case in (*training, *validation):
+        if case.label is None:
+            raise DataError(f"{settings.root}: case {case.name} has no label; training needs one for each")
+    return training, validation
+
+
+def label_names(settings: VolumeSettings) -> list[str]:
+    """Names of the labels 1, 2, ... in the order of their values."""
+    ordered = sorted(settings.labels.items(), key=lambda pair: pair[1])
+    return [name for name, value in ordered if value > 0]

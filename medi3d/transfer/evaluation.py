@@ -1,0 +1,125 @@
+"""How good a run's best network is, case by case, on the grids that the scans came on."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from medi3d.datasets.cohort import Case, load_case, read_cohort, read_label, split_cohort
+from medi3d.datasets.geometry import spacing_dhw
+from medi3d.datasets.volumes import VolumeSettings, load_image, to_array
+from medi3d.engine.files import write_table
+from medi3d.engine.metrics import Row, dice_scores, surface_scores
+from medi3d.engine.plots import plot_overlay
+from medi3d.errors import ConfigError, DataError
+from medi3d.transfer.data import label_names
+from medi3d.transfer.experiment import Experiment, SegmentationExperiment
+from medi3d.transfer.prediction import Predictor
+
+log = logging.getLogger("medi3d")
+
+METRICS = ("dice", "hd95", "surface_dice")
+
+
+def run_evaluation(experiment: Experiment, folder: Path, split: str = "validation") -> list[Row]:
+    """Predict and judge the cases of a split; writes `cases.csv` and overlays of worst, middle and best case.
+
+    Args:
+        experiment: of the run, from its `config.yaml`.
+        folder: the run folder.
+        split: "training", "validation", or a name in the cohort's own list.
+
+    Returns:
+        A row per case and label: case, label, dice, hd95 (mm), surface_dice, volumes in ml, seconds.
+
+    Raises:
+        DataError: no case is in the split, or one is damaged.
+        WeightsError: the run has no usable checkpoint.
+    """
+    if not isinstance(experiment, SegmentationExperiment):
+        raise ConfigError(f"task is {experiment.task!r}: cannot be evaluated")
+    cases = cases_of(experiment.data, split)
+    predictor = Predictor.load(experiment, folder)
+    rows: list[Row] = []
+    for case in cases:
+        rows += judge_case(predictor, experiment, case)
+    name = "cases.csv" if split == "validation" else f"cases_{split}.csv"
+    write_table(folder / name, rows)
+    _draw_overlays(predictor, experiment, cases, rows, folder / "plots")
+    return rows
+
+
+def cases_of(settings: VolumeSettings, split: str) -> list[Case]:
+    """The labelled cases of a split.
+
+    Raises:
+        DataError: there is none.
+    """
+    cohort = read_cohort(settings.root)
+    training, validation = split_cohort(cohort.cases, settings.validation, settings.split_seed)
+    known = {"training": training, "validation": validation}
+    chosen = known.get(split) or [case for case in cohort.cases if case.split == split]
+    labelled = [case for case in chosen if case.label is not None]
+    if not labelled:
+        raise DataError(f"{settings.root}: no labelled case in split {split!r}; try training or validation")
+    return labelled
+
+
+def judge_case(predictor: Predictor, experiment: SegmentationExperiment, case: Case) -> list[Row]:
+    """A row for each label of one case, on the grid of its image file."""
+    begun = time.monotonic()
+    image = load_image(case.images, experiment.data)
+    mask = predictor.segment(image)
+    seconds = time.monotonic() - begun
+    assert case.label is not None
+    pred, truth = (sitk.DICOMOrient(part, "LPS") for part in (mask, read_label(case.label, experiment.data)))
+    spacing, names = spacing_dhw(pred), label_names(experiment.data)
+    maps = [torch.from_numpy(to_array(part).astype(np.int64)) for part in (pred, truth)]
+    tolerance = experiment.prediction.tolerance
+    numbers = dice_scores(*maps, names) | surface_scores(*maps, names, spacing, tolerance)
+    millilitres = float(np.prod(spacing)) / 1000
+    return [
+        {
+            "case": case.name,
+            "label": name,
+            **{metric: numbers[f"{metric}_{name}"] for metric in METRICS},
+            "predicted_ml": float((maps[0] == value).sum()) * millilitres,
+            "reference_ml": float((maps[1] == value).sum()) * millilitres,
+            "seconds": seconds,
+        }
+        for value, name in enumerate(names, start=1)
+    ]
+
+
+def summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Mean of each metric over the cases, by label, and under "mean" over the labels too."""
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    table = {label: _means([row for row in rows if row["label"] == label]) for label in labels}
+    return {**table, "mean": _means(rows)}
+
+
+def _means(rows: Sequence[Row]) -> dict[str, float]:
+    return {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS}
+
+
+def _draw_overlays(
+    predictor: Predictor,
+    experiment: SegmentationExperiment,
+    cases: Sequence[Case],
+    rows: Sequence[Row],
+    folder: Path,
+) -> None:
+    """The worst, the middle and the best case, in the orientation that the network sees."""
+    dice = {case.name: _means([row for row in rows if row["case"] == case.name])["dice"] for case in cases}
+    ordered = sorted(cases, key=lambda case: dice[case.name])
+    shown = {"worst": ordered[0], "middle": ordered[len(ordered) // 2], "best": ordered[-1]}
+    for word, case in shown.items():
+        sample = load_case(case, experiment.data)
+        pred = predictor.label_map(load_image(case.images, experiment.data))
+        title = f"{word} case {case.name}, Dice {dice[case.name]:.3f}"
+        image, label = sample["image"][0].numpy(), sample["label"][0].numpy()
+        plot_overlay(image, label, pred, sample["spacing"], title, folder / f"overlay_{word}.png")
