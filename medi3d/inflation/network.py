@@ -152,7 +152,7 @@ def inflate(
     inflated.report = InflationReport(
         plan=plan,
         profile=profile,
-        layers=[_row(path, rule) for path, rule in inflated.rules().items()],
+        layers=describe_layers(inflated),
         levels=inflated.levels,
         parameters=sum(p.numel() for p in inflated.parameters()),
         exactness=exactness,
@@ -199,6 +199,11 @@ def _replace(network: nn.Module, path: str, layer: nn.Module) -> nn.Module:
             if child is old:
                 setattr(parent, name, layer)
     return network
+
+
+def describe_layers(inflated: Inflated) -> list[InflatedLayer]:
+    """One row per layer that works along depth, in the order of the network's modules."""
+    return [_row(path, rule) for path, rule in inflated.rules().items()]
 
 
 def _row(path: str, rule: Rule) -> InflatedLayer:

@@ -99,7 +99,7 @@ class KernelPlan:
     @classmethod
     def video(cls) -> "KernelPlan":
         """I3D's plan (paper, fig. 3): first two max-pools 1×3×3, last average pool 2×7×7, zero padding."""
-        pool = Override("*AvgPool3d_0a_7x7", kernel=2, stride=1, padding="valid", optional=True)
+        pool = Override("*avg_pool", kernel=2, stride=1, padding="valid", optional=True)
         return cls(name="video", padding="zeros", held_max_pools=2, overrides=(pool,))
 
     @classmethod

@@ -1,0 +1,236 @@
+"""The command line: parse, call one function, print. Heavy imports stay inside the commands."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medi3d.errors import Medi3dError
+
+app = typer.Typer(
+    name="medi3d",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Turn any pretrained 2D or video network into a 3D encoder for CT and MRI, prove it exact, "
+    "train it, and learn whether it helped.",
+)
+weights_app = typer.Typer(no_args_is_help=True, help="The catalogue of pretrained weights.")
+app.add_typer(weights_app, name="weights")
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report to this JSON file too.")]
+Source = Annotated[str, typer.Argument(help="timm:NAME, inception_v1, a 2D source by name, or an artifact.")]
+Spacing = Annotated[
+    str | None, typer.Option(help="Voxel size DZ,DY,DX in mm: depth is held back while slices are thick.")
+]
+Isotropic = Annotated[bool, typer.Option("--isotropic", help="Depth as in-plane; the default.")]
+Plan = Annotated[str | None, typer.Option(help="Kernel plan: isotropic, video, planar, or a YAML file.")]
+InChannels = Annotated[int, typer.Option(help="Channels of the volumes.")]
+Weights = Annotated[str | None, typer.Option(help="A row of `medi3d weights list`, timm, or file:PATH.")]
+
+
+def main() -> None:
+    """Entry point: an expected error ends in one line and exit code 1; `--debug` shows where it came from."""
+    debug = "--debug" in sys.argv or bool(os.environ.get("MEDI3D_DEBUG"))
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except Medi3dError as error:
+        if debug:
+            raise
+        fail(error)
+    except KeyboardInterrupt:
+        typer.echo("medi3d: stopped", err=True)
+        raise SystemExit(130) from None
+
+
+def fail(error: Exception) -> None:
+    """End the program with the error as one line on stderr."""
+    typer.echo(f"medi3d: {' '.join(str(error).split())}", err=True)
+    raise SystemExit(1)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def inflate(
+    source: Source,
+    isotropic: Isotropic = False,
+    plan: Plan = None,
+    spacing: Spacing = None,
+    profile: Annotated[
+        str, typer.Option(help="mean, centre or repeat: how kernels spread over depth.")
+    ] = "mean",
+    in_channels: InChannels = 1,
+    weights: Weights = None,
+    allow_inexact: Annotated[bool, typer.Option(help="Keep a network that failed its proof.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the encoder to this .safetensors file.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Inflate a 2D network to 3D, prove it exact, print what was done.
+
+    Example: medi3d inflate timm:resnet18 --isotropic --out resnet18.safetensors
+    """
+    from medi3d.console import print_inflation
+    from medi3d.models.artifact import save_artifact
+    from medi3d.models.networks import create_encoder
+
+    encoder: Any = create_encoder(
+        source,
+        weights=weights,
+        plan=_plan(isotropic, plan, spacing),
+        in_channels=in_channels,
+        profile=profile,
+        allow_inexact=allow_inexact,
+    )
+    print_inflation(encoder.report, _triple(spacing))
+    _write_json(json_file, encoder.report.to_dict())
+    if out is not None:
+        typer.echo(f"wrote {save_artifact(encoder, out)}")
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="A .safetensors file.")], json_file: JsonFile = None
+) -> None:
+    """Repeat the proof of exactness on a saved artifact.
+
+    Example: medi3d verify resnet18.safetensors
+    """
+    from medi3d.console import print_proof
+    from medi3d.errors import InexactError
+    from medi3d.models.artifact import verify_artifact
+
+    report = verify_artifact(artifact)
+    print_proof(report)
+    _write_json(json_file, report.to_dict())
+    if not report.exact:
+        raise InexactError(
+            f"{artifact} is not exact: {report.failure} (worst error {report.max_rel_error:.2g})"
+        )
+
+
+@app.command()
+def inspect(
+    source: Source,
+    plan: Plan = None,
+    spacing: Spacing = None,
+    in_channels: InChannels = 1,
+    size: Annotated[
+        int, typer.Option(help="Edge of the cube for which operations are counted, voxels.")
+    ] = 96,
+    json_file: JsonFile = None,
+) -> None:
+    """Show stages, kernels, strides, receptive fields, parameters and operations, without weights.
+
+    Example: medi3d inspect timm:resnet18 --spacing 5,1,1
+    """
+    from medi3d.console import print_inspection
+    from medi3d.models.inspection import inspect_source
+
+    report = inspect_source(source, _plan(False, plan, spacing), in_channels=in_channels, size=size)
+    print_inspection(report, _triple(spacing))
+    _write_json(json_file, report)
+
+
+@app.command()
+def classify(
+    clip: Annotated[Path, typer.Argument(help="A video file or GIF.")],
+    weights: Annotated[str, typer.Option(help="A row of `medi3d weights list` that has classes.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    json_file: JsonFile = None,
+) -> None:
+    """Name the action in a clip.
+
+    Example: medi3d classify cricket.gif --weights kinetics400/i3d-rgb
+    """
+    from medi3d.console import print_classes
+    from medi3d.models.classify import classify_file
+
+    classes = classify_file(clip, weights, top)
+    print_classes(classes)
+    _write_json(json_file, [{"class": name, "probability": p} for name, p in classes])
+
+
+@weights_app.command("list")
+def weights_list(json_file: JsonFile = None) -> None:
+    """List every row: name, network, licence, and whether it is on this machine.
+
+    Example: medi3d weights list
+    """
+    from medi3d.console import print_weights
+    from medi3d.weights.catalogue import list_weights
+
+    rows = list_weights()
+    print_weights(rows)
+    _write_json(json_file, [row.name for row in rows])
+
+
+@weights_app.command("show")
+def weights_show(name: str, json_file: JsonFile = None) -> None:
+    """Show one row: paper, licence, checksum, and what input its network expects.
+
+    Example: medi3d weights show kinetics400/i3d-rgb
+    """
+    from dataclasses import asdict
+
+    from medi3d.console import print_facts
+    from medi3d.weights.catalogue import get_row
+
+    facts = asdict(get_row(name))
+    print_facts(name, facts)
+    _write_json(json_file, facts)
+
+
+@weights_app.command("fetch")
+def weights_fetch(name: str) -> None:
+    """Download a row into the cache (MEDI3D_CACHE), with its SHA-256 verified.
+
+    Example: medi3d weights fetch imagenet/efficientnet-lite0
+    """
+    from medi3d.weights.catalogue import get_row
+    from medi3d.weights.fetch import fetch_weights
+
+    typer.echo(f"ready: {fetch_weights(get_row(name), typer.echo)}")
+
+
+def _plan(isotropic: bool, plan: str | None, spacing: str | None) -> Any:
+    """The one plan that the options ask for."""
+    from medi3d.inflation.plan import KernelPlan
+
+    if sum([isotropic, plan is not None, spacing is not None]) > 1:
+        raise typer.BadParameter("give only one of --isotropic, --plan and --spacing")
+    if spacing is not None:
+        return KernelPlan.from_spacing(_triple(spacing) or ())
+    return KernelPlan.named(plan or "isotropic")
+
+
+def _triple(text: str | None) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        depth, height, width = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--spacing is {text!r}: give DZ,DY,DX in mm, such as 5,1,1") from None
+    return (depth, height, width)
+
+
+def _write_json(path: Path | None, content: Any) -> None:
+    if path is None:
+        return
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        os.replace(aside, path)
+    except OSError as error:
+        raise Medi3dError(f"cannot write {path}: {error.strerror}") from error

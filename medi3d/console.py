@@ -1,0 +1,142 @@
+"""Tables for the terminal."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+
+
+def print_inflation(report: Any, spacing: Sequence[float] | None = None) -> None:
+    """The table of layers, the proof per level, and one line of conclusion."""
+    content = report.to_dict()
+    _print_layers(content["layers"])
+    table = Table(title="Levels", title_justify="left")
+    for column in (
+        "channels",
+        "stride",
+        "receptive field (voxels)",
+        "(mm)",
+        "error",
+        "error at the ends, own padding",
+    ):
+        table.add_column(column, justify="right")
+    for level in content["levels"]:
+        field = level["receptive_field_voxels"]
+        table.add_row(
+            str(level["channels"]),
+            _by(level["stride"]),
+            _by(field),
+            _millimetres(field, spacing),
+            f"{level['max_rel_error']:.1e}",
+            f"{level['border_rel_error']:.1e}",
+        )
+    console.print(table)
+    if content["weights"].get("name", "none") != "none":
+        counts = {k: v for k, v in content["weights"].items() if k != "name" and isinstance(v, int)}
+        console.print(f"weights {content['weights']['name']}: {_pairs(counts)}")
+    print_verdict(report.exactness, report.exact_by_nature)
+    mixing = "slices are mixed" if content["mixes_depth"] else "slices are NOT mixed: it has no 3D context"
+    console.print(f"{content['parameters'] / 1e6:.2f} M parameters; {mixing}")
+
+
+def print_proof(report: Any) -> None:
+    """One line per level and the conclusion."""
+    for number, level in enumerate(report.levels):
+        console.print(f"level {number}: {level.channels} channels, error {level.max_rel_error:.1e}")
+    print_verdict(report, True)
+
+
+def print_verdict(proof: Any, exact_by_nature: bool) -> None:
+    """Exact, not exact, or not meant to be."""
+    where = f"worst error {proof.max_rel_error:.1e} in float64 at depth {proof.depth}, {proof.seconds:.1f} s"
+    if proof.exact:
+        console.print(f"[bold green]exact[/]: the 3D network equals the 2D one on boring volumes ({where})")
+    elif not exact_by_nature:
+        console.print(
+            f"[bold yellow]inexact by nature[/]: this profile cannot equal the 2D network ({where})"
+        )
+    else:
+        console.print(f"[bold red]NOT exact[/]: {proof.failure} ({where})")
+
+
+def print_inspection(report: dict[str, Any], spacing: Sequence[float] | None = None) -> None:
+    """Layers, levels, size and cost."""
+    _print_layers(report["layers"])
+    table = Table(title="Levels", title_justify="left")
+    for column in ("channels", "stride", "receptive field (voxels)", "(mm)"):
+        table.add_column(column, justify="right")
+    for level in report["levels"]:
+        row = (
+            str(level["channels"]),
+            _by(level["stride"]),
+            _by(level["reach"]),
+            _millimetres(level["reach"], spacing),
+        )
+        table.add_row(*row)
+    console.print(table)
+    millions, cost = report["parameters"] / 1e6, report["multiply_adds"] / 1e9
+    console.print(f"{millions:.2f} M parameters; {cost:.1f} G multiply-adds at {report['size']}³ voxels")
+
+
+def print_classes(classes: Iterable[tuple[str, float]]) -> None:
+    """Classes with their probabilities, best first."""
+    table = Table("class", "probability")
+    for name, probability in classes:
+        table.add_row(name, f"{probability:.4f}")
+    console.print(table)
+
+
+def print_weights(rows: Iterable[Any]) -> None:
+    """The catalogue."""
+    from medi3d.errors import WeightsError
+    from medi3d.weights.catalogue import find_weights
+
+    table = Table("name", "network", "dims", "licence", "here", "what")
+    for row in rows:
+        try:
+            find_weights(row)
+            here = "yes"
+        except WeightsError:
+            here = "-"
+        table.add_row(row.name, row.source, f"{row.dimensions}D", row.licence, here, row.description)
+    console.print(table)
+
+
+def print_facts(title: str, facts: dict[str, Any]) -> None:
+    """Keys and values, one a line."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for key, value in facts.items():
+        if value not in (None, "", (), {}):
+            table.add_row(key, str(value))
+    console.print(table)
+
+
+def _print_layers(layers: Sequence[dict[str, Any]]) -> None:
+    table = Table(title="Layers", title_justify="left")
+    for column in ("layer", "2D kernel", "3D kernel", "stride", "depth padding", "rule"):
+        table.add_column(column)
+    for layer in layers:
+        table.add_row(
+            layer["name"],
+            _by(layer["kernel_2d"]),
+            _by(layer["kernel_3d"]),
+            _by(layer["stride_3d"]),
+            layer["padding"],
+            layer["rule"],
+        )
+    console.print(table)
+
+
+def _by(numbers: Sequence[int]) -> str:
+    return "×".join(str(n) for n in numbers)
+
+
+def _millimetres(field: Sequence[int], spacing: Sequence[float] | None) -> str:
+    return _by([round(f * s) for f, s in zip(field, spacing, strict=True)]) if spacing else "-"
+
+
+def _pairs(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -1,0 +1,146 @@
+"""Inflated encoders as files: tensors and everything that is needed to build the network again.
+
+An artifact is a `.safetensors` file; its metadata holds source, plan, profile, weights row, proof
+and versions as JSON text. It is never a pickle, and reading it runs no code from it.
+"""
+
+import copy
+import hashlib
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from medi3d.errors import WeightsError
+from medi3d.inflation.kernels import collapse_kernel
+from medi3d.inflation.network import Inflated, build
+from medi3d.inflation.plan import KernelPlan
+from medi3d.inflation.rules import ConvRule
+from medi3d.inflation.verify import ExactnessReport, verify
+from medi3d.models.registry import build_source
+
+FORMAT = "medi3d-encoder-1"
+
+
+def save_artifact(encoder: Inflated, path: str | Path) -> Path:
+    """Write an encoder made by `create_encoder`; the file appears whole or not at all.
+
+    Raises:
+        SourceError: the encoder has no source name from which it can be built again.
+        WeightsError: the file cannot be written, or its name does not end in .safetensors.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"an artifact is a .safetensors file, not {path.name!r}")
+    report = encoder.report.to_dict()
+    build_source(report["source"], levels=1)  # refuse now what could not be loaded later
+    tensors = {
+        name: tensor.detach().contiguous().cpu() for name, tensor in encoder.network.state_dict().items()
+    }
+    description = {
+        "format": FORMAT,
+        "in_channels": encoder.in_channels,
+        "levels": len(encoder.levels),
+        "sha256": _fingerprint(tensors),
+        "versions": {name: version(name) for name in ("medi3d", "torch", "timm")},
+        **report,
+    }
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, aside, metadata={"medi3d": json.dumps(description)})
+        os.replace(aside, path)
+    except (OSError, SafetensorError) as error:
+        aside.unlink(missing_ok=True)
+        raise WeightsError(f"cannot write the artifact {path}: {error}") from error
+    return path
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """What an artifact says of itself: source, plan, profile, levels, weights, proof, versions.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or no artifact of medi3d.
+    """
+    return _read(path)[0]
+
+
+def load_artifact(path: str | Path) -> Inflated:
+    """Build the encoder of an artifact again, with its weights.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or does not fit the network that it names.
+        SourceError: it names a source that this installation does not have.
+    """
+    description, tensors = _read(path)
+    net2d = build_source(description["source"], levels=description["levels"])
+    plan = KernelPlan.from_dict(description["plan"])
+    encoder, _ = build(net2d, plan, profile=description["profile"], in_channels=description["in_channels"])
+    ours = encoder.network.state_dict()
+    wrong = [k for k in ours.keys() | tensors.keys() if k not in ours or k not in tensors]
+    wrong += [k for k in ours.keys() & tensors.keys() if ours[k].shape != tensors[k].shape]
+    if wrong:
+        raise WeightsError(
+            f"{path} does not fit {description['source']}: {len(wrong)} tensors are missing, extra or "
+            f"misshapen, such as {sorted(wrong)[0]!r}"
+        )
+    encoder.network.load_state_dict(tensors)
+    return encoder
+
+
+def verify_artifact(path: str | Path) -> ExactnessReport:
+    """Repeat the proof on the weights in the file.
+
+    The 2D network is the file's own, each kernel collapsed by its sum over depth.
+
+    Raises:
+        WeightsError: the file is damaged, or its tensors are not those that were written.
+    """
+    encoder = load_artifact(path)
+    return verify(collapse(encoder, read_description(path)["source"]), encoder)
+
+
+def collapse(encoder: Inflated, source: str) -> nn.Module:
+    """The 2D network, in float64, that an encoder equals on boring volumes."""
+    flat = copy.deepcopy(build_source(source, levels=len(encoder.levels))).double()
+    state = {name: tensor.double() for name, tensor in encoder.network.state_dict().items()}
+    for path, rule in encoder.rules().items():
+        if isinstance(rule, ConvRule):
+            state[f"{path}.weight"] = collapse_kernel(state[f"{path}.weight"])
+    for name, parameter in flat.named_parameters():
+        if parameter.shape != state[name].shape:  # the first layer, for other channels
+            parameter.data = torch.empty_like(state[name])
+    flat.load_state_dict(state)
+    return flat
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no artifact at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        description = json.loads(metadata.get("medi3d", "null"))
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise WeightsError(f"cannot read the artifact {path}: {error}") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise WeightsError(f"{path} is no artifact of medi3d (`medi3d inflate --out` writes them)")
+    if description["sha256"] != _fingerprint(tensors):
+        raise WeightsError(f"{path} is damaged: its tensors are not those that were written")
+    return description, tensors
+
+
+def _fingerprint(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

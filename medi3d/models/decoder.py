@@ -1,0 +1,129 @@
+"""A U-Net decoder for any encoder: built from the channels and strides that the encoder declares.
+
+U-Net: Ronneberger et al. 2015 (arXiv:1505.04597); in 3D: Çiçek et al. 2016 (arXiv:1606.06650).
+Blocks are MONAI's (`UnetBasicBlock`: two times convolution, norm, leaky ReLU).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks.dynunet_block import UnetBasicBlock
+from torch import Tensor, nn
+
+from medi3d.axes import DEPTH, Triple
+from medi3d.errors import ShapeError
+
+
+class Decoder(nn.Module):
+    """From coarse to fine: reduce channels, enlarge, join the encoder's map of that size, convolve twice.
+
+    If the encoder's first map is coarser than the input, one more step joins a shallow branch that
+    sees the input itself, so that the answer has the input's resolution.
+
+    Args:
+        in_channels: channels of the input volume.
+        encoder_channels: of each encoder level, fine to coarse.
+        encoder_strides: voxels per position of each level, (depth, height, width).
+        channels: of each decoder level, fine to coarse; as many as there are levels below the
+            deepest, counting the input branch.
+        norm: "instance", "batch" or "group", as MONAI names them.
+
+    Raises:
+        ShapeError: strides do not grow, or `channels` has the wrong length.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        encoder_channels: Sequence[int],
+        encoder_strides: Sequence[Triple],
+        channels: Sequence[int] | None = None,
+        norm: str = "instance",
+    ) -> None:
+        super().__init__()
+        skips, strides = list(encoder_channels), [tuple(s) for s in encoder_strides]
+        self.has_input_branch = strides[0] != (1, 1, 1)
+        if self.has_input_branch:
+            skips, strides = [in_channels, *skips], [(1, 1, 1), *strides]
+        self.ratios = _ratios(strides)
+        widths = list(channels or default_channels(strides))
+        if len(widths) != len(self.ratios):
+            raise ShapeError(
+                f"this decoder has {len(self.ratios)} levels (strides {strides}), "
+                f"but {len(widths)} channel numbers {widths} are given"
+            )
+        self.out_channels = widths
+        kernels = [_kernel(stride, ratio) for stride, ratio in zip(strides, self.ratios, strict=False)]
+        if self.has_input_branch:
+            self.input_branch = UnetBasicBlock(
+                3, in_channels, widths[0], kernels[0], 1, norm_name=_norm(norm, widths[0])
+            )
+            skips[0] = widths[0]
+        below = [*widths[1:], skips[-1]]
+        self.reduce = nn.ModuleList(nn.Conv3d(b, w, 1) for b, w in zip(below, widths, strict=True))
+        self.join = nn.ModuleList(
+            UnetBasicBlock(3, w + s, w, k, 1, norm_name=_norm(norm, w))
+            for w, s, k in zip(widths, skips, kernels, strict=False)
+        )
+
+    def forward(self, volume: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """Maps of every decoder level, fine to coarse; the first has the volume's size.
+
+        Args:
+            volume: `(B, C, D, H, W)`, the encoder's input.
+            features: the encoder's maps, fine to coarse.
+        """
+        skips = list(features)
+        if self.has_input_branch:
+            skips = [self.input_branch(volume), *skips]
+        x = skips[-1]
+        maps: list[Tensor] = []
+        for level in reversed(range(len(self.join))):
+            x = F.interpolate(self.reduce[level](x), scale_factor=self.ratios[level], mode="trilinear")
+            x = self.join[level](torch.cat([fit(x, skips[level].shape[DEPTH:]), skips[level]], dim=1))
+            maps.insert(0, x)
+        return maps
+
+
+def default_channels(strides: Sequence[Triple]) -> list[int]:
+    """16 at full resolution, 32 at half, 64, 96 and at most 128 below."""
+    by_level = (16, 32, 64, 96, 128)
+    fine = [max(stride).bit_length() - 1 for stride in strides[:-1]]
+    return [by_level[min(level, 4)] for level in fine]
+
+
+def fit(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Crop or repeat the far ends of `(B, C, D, H, W)` so that it has that (depth, height, width).
+
+    Strided layers start at the first voxel, so sizes that do not divide differ at the far end only.
+    """
+    x = x[:, :, : size[0], : size[1], : size[2]]
+    missing = [s - have for s, have in zip(size, x.shape[DEPTH:], strict=True)]
+    if any(missing):
+        x = F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate")
+    return x
+
+
+def _ratios(strides: Sequence[Triple]) -> list[tuple[float, ...]]:
+    ratios = []
+    for fine, coarse in pairwise(strides):
+        if any(c < f or c % f for f, c in zip(fine, coarse, strict=True)):
+            raise ShapeError(
+                f"strides must grow by whole factors from level to level, not {fine} -> {coarse}"
+            )
+        ratios.append(tuple(float(c // f) for f, c in zip(fine, coarse, strict=True)))
+    return ratios
+
+
+def _kernel(stride: Triple, ratio: tuple[float, ...]) -> Triple:
+    """3 along each axis; 1 along depth while the encoder holds depth back (voxels still anisotropic)."""
+    held = stride[0] < max(stride) or (stride[0] == 1 and ratio[0] == 1)
+    return (1 if held else 3, 3, 3)
+
+
+def _norm(name: str, channels: int) -> tuple[str, dict[str, object]]:
+    if name == "group":
+        return ("group", {"num_groups": min(8, channels)})
+    return (name, {"affine": True})

@@ -1,0 +1,318 @@
+"""Encoders, segmenters and classifiers for volumes and clips, put together from parts.
+
+create_encoder     source + weights + plan  ->  x (B, C, D, H, W) -> list of feature maps
+create_segmenter   encoder + U-Net decoder  ->  logits (B, classes, D, H, W), any size
+create_classifier  encoder + linear head    ->  logits (B, classes)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.networks.blocks.dynunet_block import UnetBasicBlock
+from torch import Tensor, nn
+
+from medi3d.axes import DEPTH, Triple
+from medi3d.errors import ConfigError, ShapeError, SourceError
+from medi3d.inflation.network import Inflated, inflate
+from medi3d.inflation.plan import KernelPlan
+from medi3d.inflation.rules import ConvRule
+from medi3d.models.decoder import Decoder
+from medi3d.models.registry import build_source
+from medi3d.weights.catalogue import get_row
+from medi3d.weights.load import LoadReport, load_weights
+
+LEAN_UNET = "unet"
+"""Source of the lean 3D U-Net that every comparison needs as its baseline; it has no 2D origin."""
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Which network, from which weights (config section `network`)."""
+
+    source: str = "inception_v1"
+    """timm:NAME, inception_v1, inception_v1_fine, or unet (the lean baseline)"""
+    weights: str | None = None
+    """a row of `medi3d weights list`, timm, file:PATH; null: from scratch"""
+    plan: str = "isotropic"
+    """kernel plan: isotropic, video, planar or a YAML file"""
+    profile: str = "mean"
+    """how 2D kernels are spread over depth: mean, centre, repeat"""
+    in_channels: int = 1
+    """channels of the volumes or clips"""
+    levels: int | None = None
+    """encoder levels to use, fine to coarse; null: all"""
+    decoder_channels: list[int] | None = None
+    """channels of the decoder levels, fine to coarse; null: 16, 32, 64, 96, 128"""
+    norm: str = "instance"
+    """norm of the decoder: instance, batch, group"""
+    deep_supervision: bool = False
+    """compare the coarser decoder levels with the label too"""
+    dropout: float = 0.5
+    """share of features dropped before a classifier's linear layer"""
+
+    def __post_init__(self) -> None:
+        if self.in_channels < 1:
+            raise ConfigError(f"network.in_channels is {self.in_channels}: it must be 1 or more")
+        if self.norm not in ("instance", "batch", "group"):
+            raise ConfigError(f"network.norm is {self.norm!r}: use instance, batch or group")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"network.dropout is {self.dropout}: it must be at least 0 and below 1")
+        if self.levels is not None and self.levels < 1:
+            raise ConfigError(f"network.levels is {self.levels}: it must be 1 or more, or null for all")
+
+
+def build_network(settings: NetworkSettings, task: str, num_classes: int) -> nn.Module:
+    """The network of a config: a segmenter for task "segmentation", a classifier for "classification".
+
+    Raises:
+        ConfigError: another task.
+    """
+    if task not in ("segmentation", "classification"):
+        raise ConfigError(f"task is {task!r}: use segmentation or classification")
+    encoder = create_encoder(
+        settings.source,
+        weights=settings.weights,
+        plan=settings.plan,
+        in_channels=settings.in_channels,
+        profile=settings.profile,
+        levels=settings.levels,
+    )
+    if task == "classification":
+        return create_classifier(encoder, num_classes=num_classes, dropout=settings.dropout)
+    return create_segmenter(
+        encoder,
+        num_classes=num_classes,
+        channels=settings.decoder_channels,
+        norm=settings.norm,
+        deep_supervision=settings.deep_supervision,
+    )
+
+
+def create_encoder(
+    source: str | nn.Module,
+    *,
+    weights: str | None = None,
+    plan: KernelPlan | str = "isotropic",
+    in_channels: int = 1,
+    profile: str = "mean",
+    levels: int | None = None,
+    allow_inexact: bool = False,
+) -> nn.Module:
+    """A 3D encoder: `(B, C, D, H, W)` -> list of feature maps; has `.out_channels` and `.strides`.
+
+    2D weights are loaded before inflation, 3D weights after it. Without weights the 3D kernels are
+    drawn anew, so that a network "from scratch" does not start constant along depth.
+
+    Args:
+        source: `timm:NAME`, `inception_v1`, `unet`, or a 2D network that returns a list of maps; a
+            network keeps the weights that it has.
+        weights: a catalogue row, `timm` (timm's own), `file:PATH`, or None.
+        plan: kernels along depth.
+        in_channels: channels of the volumes.
+        profile: depth profile, see `medi3d.inflation.kernels`.
+        levels: use the first so many maps only; None: all.
+        allow_inexact: return a network that failed its proof, with the report.
+
+    Raises:
+        SourceError, WeightsError, PlanError, InexactError: as `inflate` and `load_weights` say.
+    """
+    if source == LEAN_UNET:
+        if weights is not None:
+            raise SourceError(f"the lean U-Net has no pretrained weights, but {weights!r} is asked for")
+        return PlainEncoder(in_channels)
+    net2d = (
+        source
+        if isinstance(source, nn.Module)
+        else build_source(source, levels=levels, pretrained=weights == "timm")
+    )
+    row = None if weights in (None, "timm") else get_row(weights)
+    report: LoadReport | None = None
+    if row is not None and row.dimensions == 2:
+        report = load_weights(net2d, row)
+    encoder = inflate(net2d, plan, profile=profile, in_channels=in_channels, allow_inexact=allow_inexact)
+    if row is not None and row.dimensions == 3:
+        report = load_weights(encoder.network, row)
+    if weights is None and isinstance(source, str):
+        draw_kernels(encoder)
+    encoder.report.source = source if isinstance(source, str) else type(source).__name__
+    encoder.report.weights = {"name": weights or "none", **(report.to_dict() if report else {})}
+    return encoder
+
+
+def draw_kernels(encoder: Inflated) -> None:
+    """Draw every kernel with depth anew, independent in each tap, with the variance that keeps activations.
+
+    An inflated random kernel has N equal taps of variance v/N²; N independent taps need v/N each.
+    """
+    for rule in encoder.rules().values():
+        if isinstance(rule, ConvRule) and rule.depth.kernel > 1:
+            taps = rule.depth.kernel
+            spread = float(rule.weight.detach().std()) * taps if rule.weight.numel() > 1 else 1.0
+            nn.init.normal_(rule.weight, std=spread / taps**0.5)
+
+
+class PlainEncoder(nn.Module):
+    """The lean U-Net's encoder: one block of two 3×3×3 convolutions per level, each halving the size."""
+
+    def __init__(self, in_channels: int, channels: Sequence[int] = (32, 64, 128)) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = list(channels)
+        self.strides: list[Triple] = [(2**i, 2**i, 2**i) for i in range(1, len(channels) + 1)]
+        self.blocks = nn.ModuleList(
+            UnetBasicBlock(3, before, after, 3, stride=2, norm_name=("instance", {"affine": True}))
+            for before, after in zip([in_channels, *channels[:-1]], channels, strict=True)
+        )
+
+    def forward(self, volume: Tensor) -> list[Tensor]:
+        """`(B, C, D, H, W)` -> maps at strides 2, 4, 8."""
+        maps = []
+        for block in self.blocks:
+            volume = block(volume)
+            maps.append(volume)
+        return maps
+
+
+class Segmenter(nn.Module):
+    """Encoder, U-Net decoder, 1×1×1 head: `(B, C, D, H, W)` -> logits `(B, num_classes, D, H, W)`.
+
+    Takes any size. In training mode with deep supervision it returns a list of logits, finest
+    first, each at the resolution of its decoder level; otherwise one tensor.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        num_classes: int,
+        *,
+        channels: Sequence[int] | None = None,
+        norm: str = "instance",
+        deep_supervision: bool = False,
+    ) -> None:
+        super().__init__()
+        declared: Any = encoder
+        self.encoder = encoder
+        self.decoder = Decoder(declared.in_channels, declared.out_channels, declared.strides, channels, norm)
+        supervised = self.decoder.out_channels if deep_supervision else self.decoder.out_channels[:1]
+        self.heads = nn.ModuleList(nn.Conv3d(width, num_classes, 1) for width in supervised)
+        self.multiple = declared.strides[-1] if _drops_ends(encoder) else (1, 1, 1)
+
+    def forward(self, volume: Tensor) -> Tensor | list[Tensor]:
+        """`(B, C, D, H, W)` -> logits of the same size.
+
+        Raises:
+            ShapeError: the input is not 5-D, is empty, or has another number of channels.
+        """
+        if volume.dim() != 5 or 0 in volume.shape:
+            raise ShapeError(
+                f"a segmenter takes (B, C, D, H, W) with no empty axis, not {tuple(volume.shape)}"
+            )
+        size = volume.shape[DEPTH:]
+        padded = _pad_to_multiple(volume, self.multiple)
+        maps = self.decoder(padded, self.encoder(padded))
+        finest = self.heads[0](maps[0])[:, :, : size[0], : size[1], : size[2]]
+        if not self.training or len(self.heads) == 1:
+            return finest
+        return [finest, *(head(x) for head, x in zip(self.heads[1:], maps[1:], strict=True))]
+
+
+class Classifier(nn.Module):
+    """Encoder, mean over depth, height and width of its last map, dropout, linear layer."""
+
+    def __init__(self, encoder: nn.Module, num_classes: int, *, dropout: float = 0.5) -> None:
+        super().__init__()
+        declared: Any = encoder
+        self.encoder = encoder
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(declared.out_channels[-1], num_classes))
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """`(B, C, T, H, W)` -> logits `(B, num_classes)`."""
+        return self.head(self.encoder(clip)[-1].mean(dim=(2, 3, 4)))
+
+
+def create_segmenter(
+    encoder_or_source: str | nn.Module,
+    *,
+    num_classes: int,
+    channels: Sequence[int] | None = None,
+    norm: str = "instance",
+    deep_supervision: bool = False,
+    **encoder_options: Any,
+) -> nn.Module:
+    """A segmentation network for volumes: `(B, C, D, H, W)` -> `(B, num_classes, D, H, W)`, any size.
+
+    Args:
+        encoder_or_source: an encoder, or a source for `create_encoder`; `unet` is the lean baseline.
+        num_classes: classes of a voxel, background included.
+        channels: of the decoder levels, fine to coarse; None: 16, 32, 64, 96, 128.
+        norm: of the decoder: instance, batch or group.
+        deep_supervision: in training mode return logits of all decoder levels, finest first.
+        encoder_options: `weights`, `plan`, `in_channels`, `profile`, `levels` of `create_encoder`.
+
+    Raises:
+        ShapeError: fewer than two classes, or strides that a U-Net cannot join.
+    """
+    _check_classes(num_classes)
+    encoder = _encoder(encoder_or_source, encoder_options)
+    return Segmenter(encoder, num_classes, channels=channels, norm=norm, deep_supervision=deep_supervision)
+
+
+def create_classifier(
+    encoder_or_source: str | nn.Module, *, num_classes: int, dropout: float = 0.5, **encoder_options: Any
+) -> nn.Module:
+    """A classification network for clips or volumes: `(B, C, T, H, W)` -> `(B, num_classes)`.
+
+    Arguments as for `create_segmenter`.
+    """
+    _check_classes(num_classes)
+    return Classifier(_encoder(encoder_or_source, encoder_options), num_classes, dropout=dropout)
+
+
+def _encoder(encoder_or_source: str | nn.Module, options: dict[str, Any]) -> nn.Module:
+    if isinstance(encoder_or_source, nn.Module) and hasattr(encoder_or_source, "strides"):
+        if options:
+            raise SourceError(
+                f"options {sorted(options)} belong to a source; an encoder is given, already built"
+            )
+        return encoder_or_source
+    return create_encoder(encoder_or_source, **options)
+
+
+def _check_classes(num_classes: int) -> None:
+    if num_classes < 2:
+        raise ShapeError(f"num_classes is {num_classes}: give at least 2 (background counts as one)")
+
+
+def _pad_to_multiple(volume: Tensor, multiple: Triple) -> Tensor:
+    missing = [-size % m for size, m in zip(volume.shape[DEPTH:], multiple, strict=True)]
+    if not any(missing):
+        return volume
+    depth, height, width = missing
+    return nn.functional.pad(volume, (0, width, 0, height, 0, depth), mode="replicate")
+
+
+@torch.no_grad()
+def _drops_ends(encoder: nn.Module) -> bool:
+    """Whether strided layers leave out voxels at the far end where a size does not divide.
+
+    Encoders whose levels have ceil(size / stride) positions see every voxel; of the others the
+    input must be padded to a multiple of the largest stride.
+    """
+    declared: Any = encoder
+    size = [2 * max(stride) - 1 for stride in zip(*declared.strides, strict=True)]
+    parameter = next(encoder.parameters())
+    probe = torch.zeros(1, declared.in_channels, *size, dtype=parameter.dtype, device=parameter.device)
+    training = encoder.training
+    encoder.eval()
+    try:
+        maps = encoder(probe)
+    except RuntimeError:  # too small for this network, or not a multiple of what it needs
+        return True
+    finally:
+        encoder.train(training)
+    return any(
+        list(x.shape[DEPTH:]) != [-(-s // t) for s, t in zip(size, stride, strict=True)]
+        for x, stride in zip(maps, declared.strides, strict=True)
+    )
