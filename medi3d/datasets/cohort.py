@@ -192,13 +192,12 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
             rows = [dict(row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a readable CSV list: {error}") from error
-    if "image" not in (reader.fieldnames or ()):
-        raise DataError(
-            f"{path}: no column 'image' among {reader.fieldnames}; the first line names the columns"
-        )
+    if "image" not in columns:
+        raise DataError(f"{path}: no column 'image' among {columns}; the first line names the columns")
     return [{**row, "image": [part.strip() for part in (row["image"] or "").split(";")]} for row in rows]
 
 

@@ -7,6 +7,7 @@ The distance between slices comes from ImagePositionPatient (0020,0032) alone.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -163,11 +164,11 @@ def _check_steps(slices: Sequence[_Slice], folder: Path) -> None:
     places = np.stack([one.position for one in slices])
     steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
     usual = float(np.median(steps))
-    pairs = [f"between {a.path.name} and {b.path.name}" for a, b in zip(slices, slices[1:], strict=False)]
+    pairs = [f"between {a.path.name} and {b.path.name}" for a, b in pairwise(slices)]
     closest, oddest = int(steps.argmin()), int(np.abs(steps - usual).argmax())
     if steps[closest] < 1e-3:
         raise DataError(
-            f"{folder}: no distance {pairs[closest]}: several acquisitions (times, echoes) are mixed in one series"
+            f"{folder}: no distance {pairs[closest]}: several acquisitions (times, echoes) in one series"
         )
     if abs(steps[oddest] - usual) > STEP_TOLERANCE * usual:
         raise DataError(

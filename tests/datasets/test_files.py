@@ -182,20 +182,11 @@ def _damage(tmp_path: Path, case: str) -> Path:
     return tmp_path / name
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "empty",
-        "truncated",
-        "truncated-gz",
-        "header-only",
-        "garbage",
-        "not-gz",
-        "nrrd-garbage",
-        "mha-truncated",
-    ]
-    + ["unknown-format", "single-dicom"],
-)
+DAMAGES = ["empty", "truncated", "truncated-gz", "header-only", "garbage", "not-gz"]
+DAMAGES += ["nrrd-garbage", "mha-truncated", "unknown-format", "single-dicom"]
+
+
+@pytest.mark.parametrize("case", DAMAGES)
 def test_a_damaged_file_is_named_in_one_line(case, tmp_path, capfd):
     path = _damage(tmp_path, case)
     with pytest.raises(DataError, match=path.name) as caught:

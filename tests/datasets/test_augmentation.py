@@ -1,0 +1,144 @@
+"""Augmentation keeps image and label together, keeps shapes in millimetres, and repeats by seed."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+from medi3d.datasets.augmentation import PROBABILITIES, AugmentationSettings, build_augmentation
+from medi3d.errors import ConfigError
+
+OFF = AugmentationSettings(**dict.fromkeys(PROBABILITIES, 0.0))
+SPACING = (3.0, 1.0, 1.5)
+
+
+def ball(shape: tuple[int, int, int], spacing=SPACING, radius: float = 12.0) -> dict:
+    """A bright ball of `radius` mm in air (-1), labelled 2."""
+    axes = [(torch.arange(n) - (n - 1) / 2) * side for n, side in zip(shape, spacing, strict=True)]
+    distance = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
+    inside = (distance < radius)[None]
+    return {
+        "image": inside * 1.6 - 1.0,
+        "label": inside.to(torch.uint8) * 2,
+        "name": "ball",
+        "spacing": spacing,
+    }
+
+
+def dice(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float(2 * (first & second).sum() / (first.sum() + second.sum()))
+
+
+def test_all_switched_off_is_the_identity():
+    sample = ball((12, 30, 24))
+    changed = build_augmentation(OFF)(sample)
+    torch.testing.assert_close(changed["image"], sample["image"])
+    torch.testing.assert_close(changed["label"], sample["label"])
+    assert (changed["name"], changed["spacing"]) == ("ball", SPACING)
+
+
+def test_a_rotated_ball_is_the_same_ball_where_voxels_are_not_cubes():
+    """Fails if an axis is mistaken for another, or if voxels are taken for millimetres."""
+    sample = ball((16, 40, 30))
+    rotate = build_augmentation(replace(OFF, affine=1.0, rotation=90.0, scale=0.0))
+    for _ in range(5):
+        changed = rotate(sample)
+        assert dice(changed["image"] > -0.2, sample["label"] > 0) > 0.93
+        assert not torch.equal(changed["label"], sample["label"])
+
+
+@pytest.mark.parametrize("change", ["affine", "elastic"])
+def test_image_and_label_move_together(change):
+    sample = ball((16, 44, 32))
+    sample["image"][:, :, :20] = sample["label"][:, :, :20] = 0  # half a ball, so that turns show
+    sample["image"] = sample["label"].float()
+    augment = build_augmentation(replace(OFF, **{change: 1.0}, displacement=4.0))
+    changed = augment(sample)
+    assert dice(changed["image"] > 1, changed["label"] > 0) > 0.95
+    assert dice(changed["label"] > 0, sample["label"] > 0) < 0.99
+    assert changed["label"].unique().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("axis", "dimension"), [("left-right", 3), ("anterior-posterior", 2), ("inferior-superior", 1)]
+)
+def test_a_flip_mirrors_the_axis_that_it_names(axis, dimension):
+    sample = {"image": torch.rand(2, 3, 4, 5), "label": torch.randint(0, 3, (1, 3, 4, 5), dtype=torch.uint8)}
+    changed = build_augmentation(replace(OFF, flip=1.0, flip_axes=[axis]))(sample)
+    torch.testing.assert_close(changed["image"], sample["image"].flip(dimension))
+    torch.testing.assert_close(changed["label"], sample["label"].flip(dimension))
+
+
+def test_bodies_are_not_mirrored_unless_asked():
+    sample = ball((8, 9, 10))
+    torch.testing.assert_close(build_augmentation(replace(OFF, flip=1.0))(sample)["image"], sample["image"])
+
+
+@pytest.mark.parametrize("change", ["gamma", "bias_field", "blur", "noise"])
+def test_intensity_changes_leave_the_label_alone(change):
+    sample = ball((8, 20, 16))
+    sample["image"] += 0.2 * torch.rand(1, 8, 20, 16)
+    changed = build_augmentation(replace(OFF, **{change: 1.0}))(sample)
+    assert not torch.equal(changed["image"], sample["image"])
+    torch.testing.assert_close(changed["label"], sample["label"])
+    assert changed["image"].isfinite().all()
+
+
+@pytest.mark.parametrize("change", ["gamma", "bias_field"])
+def test_air_stays_air_and_order_is_kept(change):
+    image = torch.linspace(-1, 1, 9 * 8 * 8).reshape(1, 9, 8, 8)
+    changed = build_augmentation(replace(OFF, **{change: 1.0}))({"image": image})["image"]
+    assert changed.flatten()[0] == -1
+    assert changed.min() == -1
+    if change == "gamma":
+        assert (changed.flatten().diff() > 0).all()
+
+
+def test_each_channel_and_sizes_that_are_all_different_keep_their_place():
+    image = torch.zeros(2, 7, 9, 11)
+    image[0, 1, 2, 3] = image[1, 5, 6, 7] = 1
+    changed = build_augmentation(replace(OFF, noise=1.0, noise_std=0.01))({"image": image})["image"]
+    assert changed.shape == image.shape
+    torch.testing.assert_close(changed.round(), image)
+
+
+def test_the_same_seed_gives_the_same_sample_and_the_input_stays():
+    every = replace(OFF, **dict.fromkeys(PROBABILITIES, 1.0), flip_axes=["anterior-posterior"])
+    augment, sample, untouched = build_augmentation(every), ball((10, 24, 18)), ball((10, 24, 18))
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(augment(sample)["image"])
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    torch.testing.assert_close(sample["image"], untouched["image"])
+    torch.testing.assert_close(sample["label"], untouched["label"])
+
+
+def test_workers_can_receive_it():
+    augment = pickle.loads(pickle.dumps(build_augmentation(AugmentationSettings())))
+    assert augment(ball((8, 9, 10)))["image"].shape == (1, 8, 9, 10)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "key"),
+    [
+        ({"affine": 1.5}, "affine"),
+        ({"noise": -0.1}, "noise"),
+        ({"rotation": -5.0}, "rotation"),
+        ({"scale": 1.0}, "scale"),
+        ({"flip_axes": ["up-down"]}, "flip_axes"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_settings_that_make_no_sense_are_refused_by_key(keywords, key):
+    with pytest.raises(ConfigError, match=rf"augmentation\.{key}"):
+        AugmentationSettings(**keywords)
+
+
+def test_settings_survive_omegaconf():
+    from omegaconf import OmegaConf
+
+    merged = OmegaConf.merge(OmegaConf.structured(AugmentationSettings), {"flip_axes": ["left-right"]})
+    assert OmegaConf.to_object(merged) == AugmentationSettings(flip_axes=["left-right"])

@@ -1,0 +1,305 @@
+"""Cohorts are read from every layout, split by subject, and each bad case is named in one line."""
+
+import gzip
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from medi3d.datasets.cohort import Case, load_case, read_cohort, split_cohort
+from medi3d.datasets.volumes import Normalisation, VolumeSettings
+from medi3d.errors import DataError
+
+SETTINGS = VolumeSettings("", "MR", {"Anterior": 1, "Posterior": 2})
+SHAPE = (6, 7, 8)
+
+
+def image_values() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+
+
+def label_values() -> np.ndarray:
+    values = np.zeros(SHAPE, np.uint8)
+    values[1:3, 2:5, 3:6], values[3:5, 2:5, 3:6] = 1, 2
+    return values
+
+
+@pytest.fixture
+def msd(tmp_path, write_nifti) -> Path:
+    """Three cases in the MSD layout; the folder."""
+    entries = []
+    for number in range(3):
+        write_nifti(image_values(), name=f"imagesTr/case_{number:03}.nii.gz")
+        write_nifti(label_values(), name=f"labelsTr/case_{number:03}.nii.gz")
+        entries.append({key: f"./{key}sTr/case_{number:03}.nii.gz" for key in ("image", "label")})
+    labels = {"0": "background", "1": "Anterior", "2": "Posterior"}
+    described = {"name": "Hippo", "modality": {"0": "MRI"}, "labels": labels, "training": entries, "test": []}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    return tmp_path
+
+
+def test_msd_layout(msd):
+    cohort = read_cohort(msd)
+    assert (cohort.name, cohort.channels) == ("Hippo", ("MRI",))
+    assert cohort.labels == {"background": 0, "Anterior": 1, "Posterior": 2}
+    first = cohort.cases[0]
+    assert (first.name, first.subject, first.split) == ("case_000", "case_000", None)
+    assert first.images == (msd / "imagesTr/case_000.nii.gz",)
+    assert first.label == msd / "labelsTr/case_000.nii.gz"
+
+
+def test_csv_list_with_channels_subjects_and_splits(msd):
+    rows = "image,label,subject,split\n"
+    rows += "imagesTr/case_000.nii.gz; imagesTr/case_001.nii.gz,labelsTr/case_000.nii.gz,anna,Training\n"
+    rows += "imagesTr/case_002.nii.gz,,ben,validation\n"
+    (msd / "list.csv").write_text(rows)
+    first, second = read_cohort(msd / "list.csv").cases
+    assert [path.name for path in first.images] == ["case_000.nii.gz", "case_001.nii.gz"]
+    assert (first.subject, first.split, first.name) == ("anna", "training", "case_000")
+    assert (second.label, second.split) == (None, "validation")
+
+
+def test_json_list_is_the_csv_list(msd):
+    (msd / "list.csv").write_text("image,label\n" + "imagesTr/case_000.nii.gz,labelsTr/case_000.nii.gz\n")
+    entry = {"image": ["imagesTr/case_000.nii.gz"], "label": "labelsTr/case_000.nii.gz"}
+    (msd / "list.json").write_text(json.dumps([entry]))
+    assert read_cohort(msd / "list.json").cases == read_cohort(msd / "list.csv").cases
+
+
+def test_files_of_one_name_in_folders_of_their_own_are_cases_of_their_own(write_nifti, tmp_path):
+    for subject in ("sub-01", "sub-02"):
+        write_nifti(image_values(), name=f"{subject}/t1.nii.gz")
+    (tmp_path / "list.csv").write_text("image\nsub-01/t1.nii.gz\nsub-02/t1.nii.gz\n")
+    assert [case.name for case in read_cohort(tmp_path / "list.csv").cases] == ["sub-01_t1", "sub-02_t1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("list.csv", "image,label\n", "no case"),
+        ("list.csv", "scan,label\na,b\n", "no column 'image'"),
+        ("list.csv", "", "no column 'image'"),
+        ("list.csv", "image\nnone.nii.gz\n", "none.nii.gz: no such file"),
+        ("list.csv", "image,label\nimagesTr/case_000.nii.gz,gone.nii.gz\n", "gone.nii.gz: no such file"),
+        ("list.csv", "image,label\n,labelsTr/case_000.nii.gz\n", "case 1 has no image"),
+        ("list.csv", "image\n" + "imagesTr/case_000.nii.gz\n" * 2, "more than once"),
+        ("list.json", "{", "not readable as JSON"),
+        ("list.json", "[]", "no case"),
+        ("list.json", "[1]", "expected a list"),
+        ("list.json", '{"cases": []}', "expected a list"),
+        ("list.json", '{"training": [{"image": 3}]}', "case 1 has no image"),
+        ("list.json", '{"labels": 3, "training": [{"image": "imagesTr/case_000.nii.gz"}]}', "labels is 3"),
+        (
+            "list.json",
+            '{"modality": "MR", "training": [{"image": "imagesTr/case_000.nii.gz"}]}',
+            "modality is",
+        ),
+        ("list.txt", "x", "a cohort is a folder"),
+    ],
+)
+def test_a_bad_list_is_refused_in_one_line(name, content, word, msd):
+    (msd / name).write_text(content)
+    with pytest.raises(DataError, match=word) as caught:
+        read_cohort(msd / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_channel_files_must_be_as_many_as_named(msd):
+    files = ["imagesTr/case_000.nii.gz", "imagesTr/case_001.nii.gz"]
+    described = {"modality": {"0": "FLAIR", "1": "T1", "2": "T2"}, "training": [{"image": files}]}
+    (msd / "list.json").write_text(json.dumps(described))
+    with pytest.raises(DataError, match="2 image files where modality names 3"):
+        read_cohort(msd / "list.json")
+
+
+def test_a_folder_without_list_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"dataset\.json: no such file"):
+        read_cohort(tmp_path)
+
+
+def cases(count: int, per_subject: int = 1, split=None) -> list[Case]:
+    names = [f"case{number:02}" for number in range(count)]
+    return [Case(n, (Path(n),), None, f"s{i // per_subject}", split) for i, n in enumerate(names)]
+
+
+def test_a_split_is_fixed_by_its_seed_alone():
+    training, held = split_cohort(cases(20), 5, seed=3)
+    assert (len(training), len(held)) == (15, 5)
+    assert (training, held) == split_cohort(cases(20)[::-1], 5, seed=3)
+    assert held != split_cohort(cases(20), 5, seed=4)[1]
+
+
+def test_a_split_parts_no_subject():
+    training, held = split_cohort(cases(20, per_subject=2), 5)
+    assert len(held) == 6
+    assert not {case.subject for case in training} & {case.subject for case in held}
+
+
+def test_named_splits_win():
+    listed = cases(6, split="training")[:3] + cases(6, split="val")[3:5] + cases(6, split="test")[5:]
+    training, held = split_cohort(listed, validation=1)
+    assert [len(training), len(held)] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("listed", "word"),
+    [
+        (cases(4), "no case is left for training"),
+        (cases(4)[:2] + cases(4, split="training")[2:], "names no split"),
+        (
+            cases(4, 4, "training")[:2] + cases(4, 4, "validation")[2:],
+            "subject s0 is in training and in validation",
+        ),
+        (cases(4, split="validation"), "no case is left for training"),
+    ],
+    ids=["all held back", "half named", "subject in both", "none for training"],
+)
+def test_impossible_splits_are_refused(listed, word):
+    with pytest.raises(DataError, match=word):
+        split_cohort(listed, validation=4)
+
+
+def test_a_case_is_loaded_in_the_inner_order(msd):
+    sample = load_case(read_cohort(msd).cases[0], SETTINGS)
+    assert sample["image"].shape == sample["label"].shape == (1, 8, 7, 6)
+    assert (sample["image"].dtype, sample["label"].dtype) == (torch.float32, torch.uint8)
+    assert (sample["name"], sample["spacing"]) == ("case_000", (1, 1, 1))
+    # NIfTI runs to right-anterior-superior here, we to left-posterior-superior.
+    np.testing.assert_array_equal(sample["label"][0], label_values()[::-1, ::-1].T)
+
+
+def test_a_case_is_resampled_with_its_label(msd):
+    from dataclasses import replace
+
+    sample = load_case(read_cohort(msd).cases[0], replace(SETTINGS, spacing=[2.0, 0.5, 1.0]))
+    assert sample["image"].shape == sample["label"].shape == (1, 4, 14, 6)
+    assert sample["label"].unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["files", "4d"])
+def test_channels_come_from_files_or_from_the_fourth_dimension(kind, msd, write_nifti):
+    from dataclasses import replace
+
+    one = msd / "imagesTr/case_000.nii.gz"
+    both = write_nifti(np.stack([image_values(), -image_values()], -1), name="both.nii.gz")
+    case = Case("a", (one, one) if kind == "files" else (both,), None, "a")
+    assert load_case(case, replace(SETTINGS, channels=2))["image"].shape == (2, 8, 7, 6)
+    with pytest.raises(DataError, match=r"2 channels .* channels: 1"):
+        load_case(case, SETTINGS)
+
+
+def _damage(kind: str, msd: Path) -> str:
+    """Damage the first case; the name of the file that must be blamed."""
+    image, label = msd / "imagesTr/case_000.nii.gz", msd / "labelsTr/case_000.nii.gz"
+    values, marks, affine = image_values(), label_values(), np.eye(4)
+    if kind == "nan":
+        values[1, 1, 1] = np.nan
+    elif kind == "infinite":
+        values[1, 1, 1] = np.inf
+    elif kind == "constant":
+        values[:] = 4
+    elif kind == "4d":
+        values = np.stack([values] * 3, -1)
+    elif kind == "label-4d":
+        marks = np.stack([marks] * 2, -1)
+    elif kind == "shape":
+        marks = marks[:-1]
+    elif kind == "unknown-value":
+        marks[0, 0, 0] = 7
+    elif kind == "fraction":
+        marks = marks * 0.5
+    elif kind == "empty-label":
+        marks[:] = 0
+    elif kind in ("shifted", "other-spacing", "mirrored"):
+        affine = {
+            "shifted": np.eye(4),
+            "other-spacing": np.diag([1.0, 1, 2, 1]),
+            "mirrored": np.diag([-1.0, 1, 1, 1]),
+        }
+        affine = affine[kind] + (np.eye(4, k=3) if kind == "shifted" else 0)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), image)
+    nib.save(nib.Nifti1Image(marks, affine), label)
+    if kind == "empty-file":
+        image.write_bytes(b"")
+    if kind == "truncated":
+        image.write_bytes(image.read_bytes()[:600])
+    if kind == "truncated-label":
+        label.write_bytes(gzip.compress(gzip.decompress(label.read_bytes())[:500]))
+    if kind == "gone":
+        image.unlink()
+    blames_label = kind.startswith(("label", "shape", "unknown", "fraction", "empty-label", "shifted"))
+    return (
+        "labelsTr" if blames_label or kind in ("other-spacing", "mirrored", "truncated-label") else "imagesTr"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        ("nan", "1 voxels are NaN"),
+        ("infinite", "1 voxels are NaN or infinite"),
+        ("constant", "every voxel is 4"),
+        ("4d", "a 4D image of 3 channels .* channels: 1"),
+        ("label-4d", "one 3D image is due"),
+        ("shape", "not on the grid of .*: shape"),
+        ("shifted", "not on the grid of .* 1 mm apart"),
+        ("other-spacing", "not on the grid of .*spacing"),
+        ("mirrored", "not on the grid"),
+        ("unknown-value", r"label values 7 are not among .*Anterior 1, Posterior 2"),
+        ("fraction", "label values 0.5"),
+        ("empty-label", "label is empty"),
+        ("empty-file", "0 bytes"),
+        ("truncated", "damaged"),
+        ("truncated-label", "damaged"),
+        ("gone", "no such file"),
+    ],
+)
+def test_a_bad_case_names_its_file_in_one_line(kind, word, msd):
+    case = read_cohort(msd).cases[0]
+    folder = _damage(kind, msd)
+    with pytest.raises(DataError, match=word) as caught:
+        load_case(case, SETTINGS)
+    assert f"{folder}/case_000.nii.gz" in str(caught.value).split(": ")[0]
+    assert "\n" not in str(caught.value)
+
+
+def test_rounding_in_a_header_is_no_difference(msd):
+    label = nib.load(msd / "labelsTr/case_000.nii.gz")
+    affine = label.affine + np.random.default_rng(0).normal(size=(4, 4)) * 1e-4 * (np.arange(4)[:, None] < 3)
+    nib.save(nib.Nifti1Image(label_values(), affine), msd / "labelsTr/case_000.nii.gz")
+    assert "label" in load_case(read_cohort(msd).cases[0], SETTINGS)
+
+
+REAL = {
+    "Task04_Hippocampus": (200, 1, "MR"),
+    "OpenKBP_HeadNeckCT": (60, 1, "CT"),
+    "ACDC_subset_nominal_spacing": (15, 1, "MR"),
+    "BraTS2013_DeepMedicExample": (2, 2, "MR"),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_cohorts_load(name, shared):
+    count, channels, modality = REAL[name]
+    cohort = read_cohort(shared / name)
+    assert len(cohort.cases) == count
+    how = Normalisation("window", window=[-200, 300]) if modality == "CT" else Normalisation()
+    settings = VolumeSettings("", modality, cohort.labels, channels, normalisation=how)
+    sample = load_case(cohort.cases[0], settings)
+    assert len(sample["image"]) == channels
+    assert (sample["image"].min(), sample["image"].max()) == (-1, 1)
+    assert sample["label"].unique().tolist() == list(range(settings.num_classes))
+
+
+def test_left_and_right_are_the_bodys(shared):
+    """OpenKBP is stored PLI; in our arrays the left parotid has the higher index along the last axis."""
+    cohort = read_cohort(shared / "OpenKBP_HeadNeckCT")
+    how = Normalisation("window", window=[-200, 300])
+    label = load_case(cohort.cases[0], VolumeSettings("", "CT", cohort.labels, normalisation=how))["label"][0]
+    centre = {name: (label == value).nonzero().float().mean(0) for name, value in cohort.labels.items()}
+    assert centre["LeftParotid"][2] > centre["RightParotid"][2]
+    assert centre["Brainstem"][0] > centre["SpinalCord"][0]  # superior
+    assert centre["SpinalCord"][1] > centre["Mandible"][1]  # posterior
