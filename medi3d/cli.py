@@ -30,6 +30,10 @@ Spacing = Annotated[
 Isotropic = Annotated[bool, typer.Option("--isotropic", help="Depth as in-plane; the default.")]
 Plan = Annotated[str | None, typer.Option(help="Kernel plan: isotropic, video, planar, or a YAML file.")]
 InChannels = Annotated[int, typer.Option(help="Channels of the volumes.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/NAME.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value in place of the config's, such as training.steps=200.")
+]
 Weights = Annotated[str | None, typer.Option(help="A row of `medi3d weights list`, timm, or file:PATH.")]
 
 
@@ -159,6 +163,90 @@ def classify(
     classes = classify_file(clip, weights, top)
     print_classes(classes)
     _write_json(json_file, [{"class": name, "probability": p} for name, p in classes])
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file, see configs/.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs"),
+    json_file: JsonFile = None,
+) -> None:
+    """Train as a config says; the run is kept in runs/NAME. With torchrun, on many GPUs or machines.
+
+    Example: medi3d train configs/segmentation/hippocampus_i3d.yaml training.steps=200
+    """
+    from medi3d.config import load_config
+    from medi3d.transfer.training import run_training
+
+    experiment = load_config(config, overrides or [])
+    folder = runs / experiment.name
+    last = run_training(experiment, folder, resume=resume)
+    if int(os.environ.get("RANK", 0)) == 0:  # of torchrun's processes, one speaks
+        typer.echo(f"{folder}: best validation score {last['best']:.4f} after {last['step']} steps")
+        _write_json(json_file, last)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="training, validation, or a split of the cohort's list.")] = (
+        "validation"
+    ),
+    json_file: JsonFile = None,
+) -> None:
+    """Judge the best network of a run case by case: cases.csv, pictures and report.html.
+
+    Example: medi3d evaluate runs/hippocampus_i3d
+    """
+    from medi3d.config import load_run
+    from medi3d.console import print_rows
+    from medi3d.transfer.evaluation import run_evaluation, summary
+
+    means = summary(run_evaluation(load_run(run), run, split))
+    print_rows(f"Mean over the {split} cases", [{"label": name, **row} for name, row in means.items()])
+    _write_json(json_file, means)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    inputs: Annotated[
+        list[Path], typer.Argument(help="NIfTI, NRRD or MHA files, or folders of a DICOM series.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the masks.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Segment scans with the best network of a run; each mask lies on the grid of its scan.
+
+    Example: medi3d predict runs/hippocampus_i3d scan.nii.gz dicom_folder --out masks
+    """
+    from medi3d.config import load_run
+    from medi3d.transfer.prediction import run_prediction
+
+    written, failed = run_prediction(load_run(run), run, inputs, out)
+    for path in written:
+        typer.echo(path)
+    _write_json(json_file, {"written": written, "failed": failed})
+    for line in failed:
+        typer.echo(f"medi3d: {line}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(json_file: JsonFile = None) -> None:
+    """Tell what works on this machine: versions, devices, operators, memory, disk, weights.
+
+    Example: medi3d doctor
+    """
+    from medi3d.console import print_rows
+    from medi3d.doctor import examine
+
+    findings = examine()
+    print_rows("medi3d on this machine", findings)
+    _write_json(json_file, findings)
 
 
 @weights_app.command("list")

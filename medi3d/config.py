@@ -33,6 +33,18 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
         raise ConfigError(f"{path}: {error}") from error
 
 
+def load_run(folder: Path | str) -> Experiment:
+    """The experiment of a run folder, as it was resolved when the run started.
+
+    Raises:
+        ConfigError: there is no run in `folder`.
+    """
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: no run here (no config.yaml); train first, or give the run's folder")
+    return load_config(path)
+
+
 def _read(path: Path) -> DictConfig:
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")

@@ -35,8 +35,8 @@ def print_inflation(report: Any, spacing: Sequence[float] | None = None) -> None
         )
     console.print(table)
     if content["weights"].get("name", "none") != "none":
-        counts = {k: v for k, v in content["weights"].items() if k != "name" and isinstance(v, int)}
-        console.print(f"weights {content['weights']['name']}: {_pairs(counts)}")
+        weights = content["weights"]
+        console.print(f"weights {weights['name']}: {_pairs(weights.get('counts', {}))}")
     print_verdict(report.exactness, report.exact_by_nature)
     mixing = "slices are mixed" if content["mixes_depth"] else "slices are NOT mixed: it has no 3D context"
     console.print(f"{content['parameters'] / 1e6:.2f} M parameters; {mixing}")
@@ -112,6 +112,22 @@ def print_facts(title: str, facts: dict[str, Any]) -> None:
         if value not in (None, "", (), {}):
             table.add_row(key, str(value))
     console.print(table)
+
+
+def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Any rows with the same columns; yes and no as such."""
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "[green]yes[/]" if value else "[red]no[/]"
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _print_layers(layers: Sequence[dict[str, Any]]) -> None:

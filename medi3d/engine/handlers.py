@@ -4,7 +4,6 @@ Each handler is attached to a trainer of `medi3d.engine.trainer`. `Validation` c
 `TrainingEvents.VALIDATED`, on which the others act, in the order in which they were attached.
 """
 
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +11,14 @@ from pathlib import Path
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from monai.engines.workflow import Workflow
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medi3d.engine import distributed
 from medi3d.engine.files import read_table, write_table
+from medi3d.engine.log import console, log
 from medi3d.engine.metrics import Row, mean_row
 from medi3d.engine.state import TrainingState
 from medi3d.engine.trainer import TrainingEvents, evaluate
-
-log = logging.getLogger("medi3d")
 
 
 class Validation:
@@ -150,8 +147,8 @@ class TrainingProgress:
 
     seconds_between_lines = 30.0
 
-    def __init__(self, score: str, console: Console | None = None):
-        self.score, self.console = score, console or Console(stderr=True)
+    def __init__(self, score: str):
+        self.score = score
         self._bar: Progress | None = None
         self._last_line = time.monotonic()
         self._last_score = "not yet"
@@ -164,11 +161,11 @@ class TrainingProgress:
 
     def _start(self, trainer: Workflow) -> None:
         self._begun, self._first = time.monotonic(), trainer.state.iteration
-        if not self.console.is_terminal:
+        if not console.is_terminal:
             return
         words = TextColumn("loss {task.fields[loss]:.4f}  {task.description}")
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), words, TimeRemainingColumn())
-        self._bar = Progress(*columns, console=self.console)
+        self._bar = Progress(*columns, console=console)
         steps, done = trainer.state.epoch_length, trainer.state.iteration
         self._task = self._bar.add_task(self._words(), total=steps, completed=done, loss=float("nan"))
         self._bar.start()

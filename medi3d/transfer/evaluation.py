@@ -1,6 +1,5 @@
 """How good a run's best network is, case by case, on the grids that the scans came on."""
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,25 +7,29 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
+from rich.progress import track
 
 from medi3d.datasets.cohort import Case, load_case, read_cohort, read_label, split_cohort
 from medi3d.datasets.geometry import spacing_dhw
 from medi3d.datasets.volumes import VolumeSettings, load_image, to_array
 from medi3d.engine.files import write_table
+from medi3d.engine.log import console, log
 from medi3d.engine.metrics import Row, dice_scores, surface_scores
 from medi3d.engine.plots import plot_overlay
 from medi3d.errors import ConfigError, DataError
 from medi3d.transfer.data import label_names
 from medi3d.transfer.experiment import Experiment, SegmentationExperiment
 from medi3d.transfer.prediction import Predictor
+from medi3d.transfer.report import write_report
 
-log = logging.getLogger("medi3d")
-
-METRICS = ("dice", "hd95", "surface_dice")
+METRICS = ("dice", "hd95", "surface_dice", "top1", "top5")
+"""Columns of `cases.csv` that have a mean."""
 
 
 def run_evaluation(experiment: Experiment, folder: Path, split: str = "validation") -> list[Row]:
-    """Predict and judge the cases of a split; writes `cases.csv` and overlays of worst, middle and best case.
+    """Predict and judge the cases of a split with the best network of a run.
+
+    Writes `cases.csv` (for another split `cases_SPLIT.csv`), pictures and `report.html` into the run folder.
 
     Args:
         experiment: of the run, from its `config.yaml`.
@@ -34,7 +37,7 @@ def run_evaluation(experiment: Experiment, folder: Path, split: str = "validatio
         split: "training", "validation", or a name in the cohort's own list.
 
     Returns:
-        A row per case and label: case, label, dice, hd95 (mm), surface_dice, volumes in ml, seconds.
+        Segmentation: a row per case and label with dice, hd95 (mm), surface_dice, volumes in ml, seconds.
 
     Raises:
         DataError: no case is in the split, or one is damaged.
@@ -45,11 +48,15 @@ def run_evaluation(experiment: Experiment, folder: Path, split: str = "validatio
     cases = cases_of(experiment.data, split)
     predictor = Predictor.load(experiment, folder)
     rows: list[Row] = []
-    for case in cases:
+    for case in track(cases, "judging", console=console, disable=not console.is_terminal):
         rows += judge_case(predictor, experiment, case)
-    name = "cases.csv" if split == "validation" else f"cases_{split}.csv"
-    write_table(folder / name, rows)
+    write_table(folder / ("cases.csv" if split == "validation" else f"cases_{split}.csv"), rows)
     _draw_overlays(predictor, experiment, cases, rows, folder / "plots")
+    means = summary(rows)
+    table = [{"label": label, **numbers} for label, numbers in means.items()]
+    report = write_report(experiment, folder, {f"Mean over {len(cases)} {split} cases": table, "Cases": rows})
+    log.info(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in means["mean"].items()))
+    log.info(f"report: {report}")
     return rows
 
 
@@ -78,17 +85,18 @@ def judge_case(predictor: Predictor, experiment: SegmentationExperiment, case: C
     assert case.label is not None
     pred, truth = (sitk.DICOMOrient(part, "LPS") for part in (mask, read_label(case.label, experiment.data)))
     spacing, names = spacing_dhw(pred), label_names(experiment.data)
-    maps = [torch.from_numpy(to_array(part).astype(np.int64)) for part in (pred, truth)]
+    guess, right = (torch.from_numpy(to_array(part).astype(np.int64)) for part in (pred, truth))
     tolerance = experiment.prediction.tolerance
-    numbers = dice_scores(*maps, names) | surface_scores(*maps, names, spacing, tolerance)
+    numbers = dice_scores(guess, right, names)
+    numbers |= surface_scores(guess, right, names, spacing, tolerance)
     millilitres = float(np.prod(spacing)) / 1000
     return [
         {
             "case": case.name,
             "label": name,
-            **{metric: numbers[f"{metric}_{name}"] for metric in METRICS},
-            "predicted_ml": float((maps[0] == value).sum()) * millilitres,
-            "reference_ml": float((maps[1] == value).sum()) * millilitres,
+            **{metric: numbers[f"{metric}_{name}"] for metric in ("dice", "hd95", "surface_dice")},
+            "predicted_ml": float((guess == value).sum()) * millilitres,
+            "reference_ml": float((right == value).sum()) * millilitres,
             "seconds": seconds,
         }
         for value, name in enumerate(names, start=1)
@@ -103,7 +111,8 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def _means(rows: Sequence[Row]) -> dict[str, float]:
-    return {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS}
+    present = [metric for metric in METRICS if metric in rows[0]]
+    return {metric: sum(row[metric] for row in rows) / len(rows) for metric in present}
 
 
 def _draw_overlays(

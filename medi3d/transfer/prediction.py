@@ -1,6 +1,5 @@
 """A trained network on new scans: masks on the scans' own grids."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,12 @@ from medi3d.datasets.files import suffix_of, write_mask
 from medi3d.datasets.volumes import LoadedImage, load_image, restore_mask
 from medi3d.engine import distributed
 from medi3d.engine.inference import Inferer, mirrored, predict_labels
+from medi3d.engine.log import log
 from medi3d.engine.precision import Precision
 from medi3d.engine.state import load_network
 from medi3d.errors import ConfigError, Medi3dError
+from medi3d.transfer.building import make_network, make_task
 from medi3d.transfer.experiment import Experiment, SegmentationExperiment
-from medi3d.transfer.training import make_network, make_task
-
-log = logging.getLogger("medi3d")
 
 MASK_SUFFIX = {".mhd": ".mha", ".nhdr": ".nrrd", "": ".nii.gz"}
 """Suffix of a scan -> of its mask, where they differ; a DICOM folder has none."""

@@ -1,9 +1,7 @@
 """One training from an experiment to its run folder."""
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +10,29 @@ from monai.engines.workflow import Workflow
 from omegaconf import OmegaConf
 from torch import nn
 
-from medi3d.axes import to_triple
 from medi3d.engine import distributed
 from medi3d.engine.environment import describe
 from medi3d.engine.files import read_table, written_aside
 from medi3d.engine.handlers import Checkpoints, MetricsTable, OnValidation, TrainingProgress, Validation
+from medi3d.engine.log import log, spoken_log
 from medi3d.engine.plots import plot_curves
 from medi3d.engine.precision import Precision
 from medi3d.engine.state import TrainingState
-from medi3d.engine.task import Task, segmentation
+from medi3d.engine.task import Task
 from medi3d.engine.trainer import build_evaluator, build_trainer
 from medi3d.errors import ConfigError, DataError
-from medi3d.models.networks import build_network
-from medi3d.transfer.data import Data, label_names, prepare_data
-from medi3d.transfer.experiment import Experiment, SegmentationExperiment
+from medi3d.transfer.building import make_network, make_task
+from medi3d.transfer.data import Data, prepare_data
+from medi3d.transfer.evaluation import run_evaluation
+from medi3d.transfer.experiment import Experiment
 from medi3d.transfer.strategies import frozen_parts, parameter_groups
-
-log = logging.getLogger("medi3d")
 
 WITHOUT_EFFECT = ("workers", "cache_gb")
 """Keys of `training` that a resumed run may change: they do not touch the result."""
 
 
 def run_training(experiment: Experiment, folder: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Train, and leave in `folder` config, environment, metrics, checkpoints, curves and log.
+    """Train, judge the best network on the validation cases, and leave it all in the run folder.
 
     Started by torchrun, the processes train one network together; the first one writes.
 
@@ -59,8 +56,13 @@ def run_training(experiment: Experiment, folder: Path, *, resume: bool = False) 
         if distributed.is_writer():
             _start_folder(experiment, folder)
         distributed.wait_for_all()
-        with _logged(folder / "log.txt"):
-            return _train(experiment, folder, checkpoint, device)
+        with spoken_log(folder / "log.txt"):
+            row = _train(experiment, folder, checkpoint, device)
+        writes = distributed.is_writer()
+    if writes:
+        with spoken_log(folder / "log.txt"):
+            run_evaluation(experiment, folder)
+    return row
 
 
 def _train(experiment: Experiment, folder: Path, checkpoint: Path, device: torch.device) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def _run(
     data: Data,
     state: TrainingState,
     precision: Precision,
-    frozen: Any,
+    frozen: Sequence[nn.Module],
     folder: Path,
 ) -> None:
     settings = experiment.training
@@ -110,22 +112,6 @@ def _run(
         trainer.run()
     finally:
         progress.close()
-
-
-def make_task(experiment: Experiment) -> Task:
-    """The task of an experiment, with the names of its classes."""
-    if isinstance(experiment, SegmentationExperiment):
-        window = to_triple(experiment.prediction.window or experiment.data.patch, "prediction.window")
-        return segmentation(label_names(experiment.data), window, overlap=experiment.prediction.overlap)
-    raise ConfigError(f"task is {experiment.task!r}: unknown")
-
-
-def make_network(experiment: Experiment, task: Task, *, pretrained: bool = True) -> nn.Module:
-    """The network at its first step; `pretrained=False` leaves published weights unread."""
-    if experiment.strategy == "original" or not pretrained:
-        experiment = experiment.without_pretraining()
-    torch.manual_seed(experiment.seed)
-    return build_network(experiment.network, task.name, len(task.classes))
 
 
 def _check_folder(experiment: Experiment, folder: Path, checkpoint: Path, resume: bool) -> None:
@@ -168,25 +154,6 @@ def _start_folder(experiment: Experiment, folder: Path) -> None:
             aside.write_text(json.dumps(describe(), indent=2))
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror}); give another folder") from error
-
-
-@contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """What the run says also goes into `path`, with the time; only in the process that writes."""
-    if not distributed.is_writer():
-        yield
-        return
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
-    level = log.level
-    log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        handler.close()
 
 
 def _introduce(experiment: Experiment, data: Data, network: nn.Module, precision: Precision) -> None:

@@ -1,0 +1,47 @@
+"""What a program says while it works: on the terminal, and in a run's `log.txt`."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from medi3d.engine import distributed
+
+log = logging.getLogger("medi3d")
+console = Console(stderr=True)
+"""Where progress is shown; standard output is for results."""
+
+
+@contextmanager
+def spoken_log(path: Path | None = None) -> Iterator[None]:
+    """Inside, the log is shown on `console` and added to `path`; of several processes only one speaks."""
+    if not distributed.is_writer():
+        yield
+        return
+    handlers = [_screen(), *([_file(path)] if path else [])]
+    level = log.level
+    log.setLevel(logging.INFO)
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def _screen() -> logging.Handler:
+    if console.is_terminal:  # through rich, so that lines appear above a progress bar
+        return RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    return logging.StreamHandler(console.file)
+
+
+def _file(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    return handler

@@ -1,0 +1,27 @@
+"""From an experiment to its task and its network."""
+
+import torch
+from torch import nn
+
+from medi3d.axes import to_triple
+from medi3d.engine.task import Task, segmentation
+from medi3d.errors import ConfigError
+from medi3d.models.networks import build_network
+from medi3d.transfer.data import label_names
+from medi3d.transfer.experiment import Experiment, SegmentationExperiment
+
+
+def make_task(experiment: Experiment) -> Task:
+    """The task of an experiment, with the names of its classes."""
+    if isinstance(experiment, SegmentationExperiment):
+        window = to_triple(experiment.prediction.window or experiment.data.patch, "prediction.window")
+        return segmentation(label_names(experiment.data), window, overlap=experiment.prediction.overlap)
+    raise ConfigError(f"task is {experiment.task!r}: unknown")
+
+
+def make_network(experiment: Experiment, task: Task, *, pretrained: bool = True) -> nn.Module:
+    """The network at its first step; `pretrained=False` leaves published weights unread."""
+    if experiment.strategy == "original" or not pretrained:
+        experiment = experiment.without_pretraining()
+    torch.manual_seed(experiment.seed)
+    return build_network(experiment.network, task.name, len(task.classes))
