@@ -156,24 +156,32 @@ def load_case(case: Case, settings: VolumeSettings) -> dict[str, Any]:
         "spacing": spacing_dhw(loaded.canonical),
     }
     if case.label is not None:
-        label = read_label(case.label, settings)
-        # Compared as oriented: one may be stored flipped against the other and still be the same voxels.
-        oriented = sitk.DICOMOrient(loaded.original, "LPS")
-        difference = grid_difference(to_canonical(label, None), oriented)
-        if difference:
-            raise DataError(f"{case.label}: the label is not on the grid of {case.images[0]}: {difference}")
-        target = spacing_dhw(loaded.canonical) if settings.spacing is not None else None
-        sample["label"] = torch.from_numpy(to_array(to_canonical(label, target, label=True)))[None]
+        label = sitk.DICOMOrient(read_label(case.label, settings, loaded.original), "LPS")
+        # Exactly the image's grid, so that headers rounded differently cannot give a voxel more or less.
+        label.CopyInformation(sitk.DICOMOrient(loaded.original, "LPS"))
+        canonical = to_canonical(label, spacing_dhw(loaded.canonical), label=True)
+        sample["label"] = torch.from_numpy(to_array(canonical))[None]
     return sample
 
 
-def read_label(path: Path, settings: VolumeSettings) -> sitk.Image:
-    """A label file as uint8, its values checked.
+def read_label(path: Path, settings: VolumeSettings, like: sitk.Image | None = None) -> sitk.Image:
+    """A label file as uint8, checked.
+
+    Args:
+        path: The file.
+        settings: Which labels there are.
+        like: The image that the label belongs to, as it was read; None where there is none.
 
     Raises:
-        DataError: A value is no whole number or not in `settings.labels`, or all voxels are background.
+        DataError: A value is no whole number or not in `settings.labels`, all voxels are
+            background, or the label is not on the grid of `like`.
     """
     image = read_volume(path)
+    if like is not None:
+        # Compared as oriented: one may be stored flipped against the other and still be the same voxels.
+        difference = grid_difference(*(sitk.DICOMOrient(one, "LPS") for one in (image, like)))
+        if difference:
+            raise DataError(f"{path}: the label is not on the grid of its image: {difference}")
     check_finite(image, path)
     present = np.unique(sitk.GetArrayViewFromImage(image))
     unknown = sorted(set(present.tolist()) - {0, *settings.labels.values()})

@@ -212,7 +212,6 @@ def _write_nifti_like(mask: sitk.Image, like: Path, out: Path) -> None:
     header = source.header.copy()
     header.extensions.clear()  # may hold the patient's name
     header.set_data_dtype(values.dtype)
-    header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the image's display window
     header.set_intent("none")
     nib.save(type(source)(values, source.affine, header), out)

@@ -46,10 +46,8 @@ def set_geometry(image: sitk.Image, steps: np.ndarray, origin: np.ndarray, name:
             f"{name}: the affine is sheared (cosine {shear:.3g} between two axes, at most {SHEAR_TOLERANCE} "
             "is taken for rounding); resample it to a rectangular grid first (gantry tilt?)"
         )
-    # The nearest orthogonal matrix takes the rounding of the header away; a left-handed one stays so.
-    left, _, right = np.linalg.svd(cosines)
     image.SetSpacing([float(side) for side in spacing])
-    image.SetDirection((left @ right).ravel().tolist())
+    image.SetDirection(cosines.ravel().tolist())
     image.SetOrigin([float(place) for place in origin])
 
 

@@ -240,7 +240,7 @@ def restore_mask(mask: np.ndarray, canonical: sitk.Image, original: sitk.Image) 
         raise ShapeError(f"the mask has shape {mask.shape}, its grid {canonical.GetSize()[::-1]} (D, H, W)")
     image = smallest_type(sitk.GetImageFromArray(mask))
     image.CopyInformation(canonical)
-    # Where only axes were flipped every voxel meets its own centre again: nearest is then exact.
+    # Where only axes were flipped every voxel meets its own centre again: nearest is exact, and fast.
     same = not grid_difference(canonical, sitk.DICOMOrient(original, "LPS"))
     return _resample(image, original, sitk.sitkNearestNeighbor if same else LABEL_INTERPOLATION)
 
@@ -262,16 +262,7 @@ def _regrid(image: sitk.Image, spacing: Sequence[float]) -> sitk.Image:
 
 
 def _resample(image: sitk.Image, grid: sitk.Image, interpolation: int) -> sitk.Image:
-    # Half a voxel beyond the outer centres is still the body: extrapolate by the nearest voxel, not by 0.
-    return sitk.Resample(
-        image,
-        grid,
-        sitk.Transform(),
-        interpolation,
-        0.0,
-        image.GetPixelID(),
-        useNearestNeighborExtrapolator=True,
-    )
+    return sitk.Resample(image, grid, sitk.Transform(), interpolation)
 
 
 def _blur_for(image: sitk.Image, grid: sitk.Image) -> sitk.Image:

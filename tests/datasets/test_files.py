@@ -95,6 +95,28 @@ def test_scaling_of_a_nifti_is_applied(tmp_path):
     expected = np.asanyarray(nib.load(tmp_path / "scaled.nii").dataobj)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read_volume(tmp_path / "scaled.nii")).T, expected)
     assert expected.min() < 0
+    write_mask(read_volume(tmp_path / "scaled.nii") > 0, tmp_path / "scaled.nii", tmp_path / "mask.nii")
+    np.testing.assert_array_equal(np.asanyarray(nib.load(tmp_path / "mask.nii").dataobj), expected > 0)
+
+
+def test_a_mask_takes_no_private_header_over(tmp_path):
+    source = nib.Nifti1Image(RAMP, np.eye(4))
+    source.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"name of the patient"))
+    nib.save(source, tmp_path / "named.nii")
+    write_mask(read_volume(tmp_path / "named.nii") > 0, tmp_path / "named.nii", tmp_path / "mask.nii")
+    assert b"patient" not in (tmp_path / "mask.nii").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".mha"])
+def test_axes_that_rounding_left_askew_are_kept_as_they_are(suffix, write_nifti, tmp_path):
+    affine = AFFINES["oblique"].copy()
+    affine[:3, 1] += 8e-4 * affine[:3, 0]
+    image = read_volume(write_nifti(RAMP, affine))
+    assert world(image, (3, 4, 5)) == pytest.approx((LPS @ affine @ [3, 4, 5, 1])[:3], abs=1e-5)
+    write_mask(image > 3, tmp_path / "scan.nii.gz", tmp_path / f"mask{suffix}")
+    assert world(read_volume(tmp_path / f"mask{suffix}"), (3, 4, 5)) == pytest.approx(
+        world(image, (3, 4, 5)), abs=0.02
+    )
 
 
 def test_sform_goes_before_qform_and_both_return_in_the_mask(tmp_path):
