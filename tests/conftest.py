@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from medi3d import torchvision_shim
+
+torchvision_shim.install()  # before any test imports timm
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -60,34 +60,29 @@ class Fold:
 
 
 def split_depth(x: Tensor, batch: int, multiplicity: int = 1) -> Tensor:
-    """`(B·D·q, ...)` -> `(B·q, D, ...)`; q: items (heads, windows) that a slice holds in the batch."""
+    """`(B·D·q, C, H, W)` -> `(B·q, C, D, H, W)`; q: items (heads, windows) of a slice in the batch."""
     if multiplicity == 1:
-        return x.unflatten(0, (batch, -1))
-    return x.unflatten(0, (batch, -1, multiplicity)).transpose(1, 2).flatten(0, 1)
+        return x.unflatten(0, (batch, -1)).transpose(1, 2)
+    return x.unflatten(0, (batch, -1, multiplicity)).transpose(1, 2).flatten(0, 1).transpose(1, 2)
 
 
 def merge_depth(x: Tensor, batch: int, multiplicity: int = 1) -> Tensor:
     """Undo `split_depth`."""
+    x = x.transpose(1, 2)
     if multiplicity == 1:
         return x.flatten(0, 1)
     return x.unflatten(0, (batch, multiplicity)).transpose(1, 2).flatten(0, 2)
 
 
 def pad_depth(x: Tensor, before: int, after: int, mode: str) -> Tensor:
-    """Add slices at both ends of `(B, D, ...)`: copies of the end slice (`replicate`), or `zeros`.
+    """Add slices at both ends of `(B, C, D, H, W)`: copies of the end slice (`replicate`), or `zeros`.
 
-    A negative number drops slices.
+    A negative number drops slices. Slices are joined one by one, which keeps channels-last memory.
     """
     if before < 0 or after < 0:
-        x = x[:, max(-before, 0) : x.shape[1] - max(-after, 0)]
-    parts = [x]
-    if before > 0:
-        parts.insert(0, _end_slices(x[:, :1], before, mode))
-    if after > 0:
-        parts.append(_end_slices(x[:, -1:], after, mode))
-    return torch.cat(parts, dim=1) if len(parts) > 1 else x
-
-
-def _end_slices(end: Tensor, count: int, mode: str) -> Tensor:
-    shape = (-1, count, *[-1] * (end.dim() - 2))
-    return (end if mode == "replicate" else torch.zeros_like(end)).expand(shape)
+        x = x[:, :, max(-before, 0) : x.shape[2] - max(-after, 0)]
+    first, last = x[:, :, :1], x[:, :, -1:]
+    if mode == "zeros":
+        first = last = torch.zeros_like(first)
+    slices = [first] * before + [x] + [last] * after
+    return torch.cat(slices, dim=2) if len(slices) > 1 else x

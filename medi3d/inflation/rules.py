@@ -139,52 +139,22 @@ class ConvRule(Rule):
         """`(B·D, C, H, W)` -> `(B·D', O, H', W')`."""
         x, padding = self._pad_in_plane(x)
         weight, depth = self.kernel(), self.depth
-        volume = split_depth(x, self.fold.batch, self.multiplicity)  # (B, D, C, H, W)
-        volume = pad_depth(volume, *self.depth_padding(volume.shape[1], self._leading()), depth.padding)
-        if depth.kernel == 1:
-            out = self._per_slice(volume, weight, padding)
-        elif self._is_depthwise():
-            out = self._depthwise(volume, weight, padding)
-        else:
-            out = F.conv3d(
-                volume.transpose(1, 2),
-                weight,
-                self.bias,
-                stride=(depth.stride, *self.stride_2d),
-                padding=(0, *padding),
-                dilation=(depth.dilation, *self.dilation_2d),
-                groups=self.groups,
-            ).transpose(1, 2)
+        if depth.kernel == depth.stride == 1:
+            return F.conv2d(
+                x, weight[:, :, 0], self.bias, self.stride_2d, padding, self.dilation_2d, self.groups
+            )
+        volume = split_depth(x, self.fold.batch, self.multiplicity)  # (B, C, D, H, W)
+        volume = pad_depth(volume, *self.depth_padding(volume.shape[2], self._leading()), depth.padding)
+        out = F.conv3d(
+            volume,
+            weight,
+            self.bias,
+            stride=(depth.stride, *self.stride_2d),
+            padding=(0, *padding),
+            dilation=(depth.dilation, *self.dilation_2d),
+            groups=self.groups,
+        )
         return merge_depth(out, self.fold.batch, self.multiplicity)
-
-    def _per_slice(self, volume: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
-        """One tap: the 2D convolution on every slice that the stride visits."""
-        slices = volume[:, :: self.depth.stride]
-        out = self._convolve_slices(slices.flatten(0, 1), weight[:, :, 0], self.bias, padding)
-        return out.unflatten(0, slices.shape[:2])
-
-    def _depthwise(self, volume: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
-        """Sum over depth taps of 2D depthwise convolutions: CPUs have fast kernels for these only."""
-        depth = self.depth
-        reach = (depth.kernel - 1) * depth.dilation
-        out: Tensor | None = None
-        for tap in range(depth.kernel):
-            start = tap * depth.dilation
-            slices = volume[:, start : volume.shape[1] - reach + start : depth.stride]
-            bias = self.bias if tap == 0 else None
-            term = self._convolve_slices(slices.flatten(0, 1), weight[:, :, tap], bias, padding)
-            out = term if out is None else out + term
-            shape = slices.shape[:2]
-        assert out is not None
-        return out.unflatten(0, shape)
-
-    def _convolve_slices(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]
-    ) -> Tensor:
-        return F.conv2d(x, weight, bias, self.stride_2d, padding, self.dilation_2d, self.groups)
-
-    def _is_depthwise(self) -> bool:
-        return self.groups > 1 and self.weight.shape[1] == 1
 
     def _leading(self) -> int:
         """Slices before the first: where the in-plane kernel starts, so that all axes are aligned alike."""
@@ -276,11 +246,11 @@ class PoolRule(Rule):
         volume = split_depth(x, self.fold.batch, self.multiplicity)
         reach = (self.depth.kernel - 1) * self.depth.dilation
         leading = max(reach + 1 - self.depth.stride, 0) // 2 if self._starts_inside() else reach // 2
-        volume = pad_depth(volume, *self.depth_padding(volume.shape[1], leading), "replicate")
-        reach = min(reach, volume.shape[1] - 1)  # a valid window longer than the clip is the whole clip
+        volume = pad_depth(volume, *self.depth_padding(volume.shape[2], leading), "replicate")
+        reach = min(reach, volume.shape[2] - 1)  # a valid window longer than the clip is the whole clip
         taps = range(0, reach + 1, self.depth.dilation)
-        end = volume.shape[1] - reach
-        out = self.combine([volume[:, tap : end + tap : self.depth.stride] for tap in taps])
+        end = volume.shape[2] - reach
+        out = self.combine([volume[:, :, tap : end + tap : self.depth.stride] for tap in taps])
         return merge_depth(out, self.fold.batch, self.multiplicity)
 
     def _starts_inside(self) -> bool:

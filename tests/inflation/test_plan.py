@@ -1,0 +1,103 @@
+"""Kernel plans: what each says of a layer, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from medi3d.errors import PlanError
+from medi3d.inflation.plan import DepthLayer, KernelPlan, LayerGeometry, Override
+
+PLANS = Path(__file__).parents[2] / "configs" / "plans"
+
+
+def conv(kernel=3, stride=1, at=1.0, path="stage.conv", kind="conv", ordinal=0):
+    return LayerGeometry(path, kind, (kernel, kernel), (stride, stride), (1, 1), at, ordinal)
+
+
+@pytest.mark.parametrize("file", sorted(PLANS.glob("*.yaml")), ids=lambda f: f.stem)
+def test_shipped_yaml_is_the_plan_of_that_name(file):
+    assert KernelPlan.from_yaml(file) == KernelPlan.named(file.stem)
+
+
+def test_isotropic_is_as_in_plane():
+    assert KernelPlan.isotropic().layer(conv(7, 2)) == DepthLayer(7, 2, 1, "replicate")
+
+
+def test_planar_keeps_slices_apart():
+    assert KernelPlan.planar().layer(conv(7, 2)) == DepthLayer(1, 1, 1, "replicate")
+
+
+def test_video_holds_the_first_two_max_pools_and_pads_with_zeros():
+    plan = KernelPlan.video()
+    paces = [plan.layer(conv(3, 2, kind="max_pool", ordinal=n)) for n in range(3)]
+    assert [(p.kernel, p.stride) for p in paces] == [(1, 1), (1, 1), (3, 2)]
+    assert plan.layer(conv(7, 2)).padding == "zeros"
+    assert plan.layer(conv(7, 1, path="Logits.avg_pool")) == DepthLayer(2, 1, 1, "valid")
+
+
+@pytest.mark.parametrize(
+    ("spacing", "kernels", "strides"),
+    [
+        ((1, 1, 1), [3, 3, 3, 3], [2, 2, 2, 2]),
+        ((2.5, 1, 1), [1, 3, 3, 3], [1, 2, 2, 2]),
+        ((5, 1, 1), [1, 1, 3, 3], [1, 1, 2, 2]),
+        ((10, 1.5, 1.5), [1, 1, 3, 3], [1, 1, 2, 2]),
+        ((0.5, 1, 1), [3, 3, 3, 3], [2, 2, 2, 2]),
+    ],
+    ids=str,
+)
+def test_spacing_holds_depth_back_until_voxels_are_cubes(spacing, kernels, strides):
+    plan = KernelPlan.from_spacing(spacing)
+    layers = [plan.layer(conv(3, 2, at=2**level)) for level in range(4)]
+    assert [layer.kernel for layer in layers] == kernels
+    assert [layer.stride for layer in layers] == strides
+
+
+def test_branches_meet_whatever_their_steps():
+    """One step of 4 and two steps of 2 cover the same slices."""
+    for dz in (1, 2, 3, 5, 9):
+        plan = KernelPlan.from_spacing((dz, 1, 1))
+        direct = plan.layer(conv(4, 4)).stride
+        assert direct == plan.layer(conv(2, 2)).stride * plan.layer(conv(2, 2, at=2)).stride
+
+
+def test_overrides_win_by_name():
+    plan = KernelPlan("mine", overrides=(Override("stem.*", kernel=1, stride=1),))
+    assert plan.layer(conv(7, 2, path="stem.conv")).kernel == 1
+    assert plan.layer(conv(7, 2, path="stage.conv")).kernel == 7
+
+
+def test_plan_survives_yaml(tmp_path):
+    import yaml
+
+    plan = KernelPlan("mine", spacing=(5, 1, 1), overrides=(Override("a", kernel=3, optional=True),))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plan.to_dict()))
+    assert KernelPlan.from_yaml(tmp_path / "mine.yaml") == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kernal: 3", "unknown key 'kernal'"),
+        ("kernel: 0", "kernel is 0; use 'in-plane' or a number from 1"),
+        ("kernel: three", "kernel is 'three'"),
+        ("padding: mirror", "padding is 'mirror'"),
+        ("spacing: [1, 1]", "give three sizes"),
+        ("spacing: [0, 1, 1]", "give three sizes above 0 mm"),
+        ("overrides: [{kernel: 3}]", "pattern"),
+        ("overrides: [{pattern: a, kernel: -1}]", "kernel is -1"),
+        ("overrides: [7]", "must be keys and values"),
+        ("[1, 2]", "must be keys and values"),
+        ("{", "cannot read the plan"),
+    ],
+    ids=lambda v: v[:20],
+)
+def test_malformed_plans_are_refused(tmp_path, text, message):
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(PlanError, match=message):
+        KernelPlan.named(tmp_path / "plan.yaml")
+
+
+def test_unknown_plan_lists_the_known():
+    with pytest.raises(PlanError, match="no plan 'cubic': use isotropic, video, planar or the path"):
+        KernelPlan.named("cubic")
