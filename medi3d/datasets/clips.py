@@ -1,0 +1,254 @@
+"""Video clips for classification: which there are, how they are split, and what the network sees of one.
+
+A sample is made in two steps. `load_frames` decodes a clip, whole and at reduced size, as bytes that can be
+kept in memory. From these `training_clip` cuts consecutive frames and a random crop, `evaluation_clip` takes
+all frames and the centre, as I3D was trained and tested (Carreira & Zisserman 2017, arXiv:1705.07750).
+"""
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medi3d.datasets.frames import read_frames
+from medi3d.errors import ConfigError, DataError
+
+CLIP_SUFFIXES = (".mp4", ".avi", ".gif", ".mov", ".mkv", ".webm")
+
+Sample = dict[str, Any]
+"""Keys "image" `(3, T, H, W)`, "label" (an int) and "name"."""
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """A set of clips and what is done to each of them (config section)."""
+
+    root: str = ""
+    """CSV list (path, class; if wanted label, group, split), or a folder with a folder per class"""
+    frames: int = 64
+    """consecutive frames that one training step sees of a clip; shorter clips are looped"""
+    side: int = 256
+    """pixels of the shorter side to which frames are resized"""
+    crop: int = 224
+    """pixels of the square that is cut out"""
+    flip: bool = True
+    """mirror every second training clip left to right; switch off where left and right are told apart"""
+    validation_groups: int = 1
+    """groups (clips of one scene) of each class to hold back, where the list names no split"""
+    split_seed: int = 0
+    """seed of the draw of these groups"""
+
+    def __post_init__(self) -> None:
+        for key in ("frames", "side", "crop"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"data.{key} is {getattr(self, key)}: it must be 1 or more")
+        if self.crop > self.side:
+            raise ConfigError(f"data.crop is {self.crop}, larger than data.side {self.side}")
+        if self.validation_groups < 0:
+            raise ConfigError(f"data.validation_groups is {self.validation_groups}: it must be 0 or more")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip: its file, its class, and the group (scene, person, video) that it was cut from."""
+
+    path: Path
+    label: int
+    group: str
+    split: str | None = None
+    """"training", "validation", another name (left out), or None: not said"""
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class ClipList:
+    """Clips in the order of the list, and the class names in the order of their labels."""
+
+    clips: tuple[Clip, ...]
+    classes: tuple[str, ...]
+
+
+def read_clip_list(settings: ClipSettings) -> ClipList:
+    """Read which clips there are; none is opened yet, but each must be there.
+
+    Paths are relative to the list. Without a column `label`, and in folders, classes are numbered in
+    alphabetical order. Without a column `group` the group is read from names like UCF101's
+    `v_Bowling_g05_c01`; other clips are a group each.
+
+    Raises:
+        DataError: the list is missing, empty or contradicts itself, or names a file that is not there.
+    """
+    root = Path(settings.root)
+    if root.is_dir():
+        rows = _read_folders(root)
+    elif root.suffix.lower() == ".csv" and root.is_file():
+        rows = _read_csv(root)
+    else:
+        raise DataError(
+            f"{root}: no such list of clips; give a .csv list, or a folder with a folder per class"
+        )
+    if not rows:
+        raise DataError(f"{root}: no clip in it; at least one is needed")
+    classes = _classes(rows, root)
+    clips = []
+    for row in rows:
+        path = root / row["path"] if root.is_dir() else root.parent / row["path"]
+        if not path.is_file():
+            raise DataError(f"{root}: lists {row['path']}, but there is no such file")
+        group = row.get("group") or _group_of(path.stem)
+        clips.append(Clip(path, classes.index(row["class"]), group, row.get("split") or None))
+    return ClipList(tuple(clips), tuple(classes))
+
+
+def split_clips(clips: Sequence[Clip], settings: ClipSettings) -> tuple[list[Clip], list[Clip]]:
+    """Part clips into training and validation by (class, group): clips of one scene are near-duplicates.
+
+    Where the list names splits they hold. Otherwise `validation_groups` groups of each class are drawn, the
+    same for the same seed whatever the order of the list; a class keeps at least one group for training.
+
+    Raises:
+        DataError: some clips name a split and some do not, a group is in both parts, or a class has too
+            few groups.
+    """
+    ordered = sorted(clips, key=lambda clip: str(clip.path))
+    named = [clip for clip in ordered if clip.split is not None]
+    if named and len(named) < len(ordered):
+        bare = next(clip for clip in ordered if clip.split is None)
+        raise DataError(
+            f"clip {bare.name} names no split but others do; give a split to all clips or to none"
+        )
+    if named:
+        training = [clip for clip in ordered if clip.split in ("training", "train")]
+        held = [clip for clip in ordered if clip.split in ("validation", "val", "valid")]
+    else:
+        drawn = _draw_groups(ordered, settings)
+        training = [clip for clip in ordered if (clip.label, clip.group) not in drawn]
+        held = [clip for clip in ordered if (clip.label, clip.group) in drawn]
+    both = {(c.label, c.group) for c in training} & {(c.label, c.group) for c in held}
+    if both:
+        label, group = min(both)
+        raise DataError(
+            f"group {group} of class {label} is in training and in validation; a group belongs to one"
+        )
+    if not training:
+        raise DataError(f"no clip is left for training of {len(ordered)}")
+    return training, held
+
+
+def load_frames(clip: Clip, settings: ClipSettings) -> Sample:
+    """The whole clip at reduced size, as it can be kept in memory: "image" is uint8, 0 to 255.
+
+    Raises:
+        DataError: the file is missing or damaged, see `read_frames`.
+    """
+    frames = read_frames(clip.path, settings.side, keep=settings.crop)
+    return {"image": frames, "label": clip.label, "name": clip.name}
+
+
+def training_clip(sample: Sample, settings: ClipSettings) -> Sample:
+    """Consecutive frames from a random start, one random crop and one coin for the flip, for all of them.
+
+    Takes what `load_frames` gives; "image" becomes `(3, frames, crop, crop)` float32 in [-1, 1].
+    """
+    image = sample["image"]
+    start = _random_below(max(1, image.shape[1] - settings.frames + 1))
+    image = looped(image, settings.frames)[:, start : start + settings.frames]
+    top, left = (_random_below(size - settings.crop + 1) for size in image.shape[-2:])
+    image = image[..., top : top + settings.crop, left : left + settings.crop]
+    if settings.flip and _random_below(2):
+        image = image.flip(-1)
+    return {**sample, "image": to_range(image)}
+
+
+def evaluation_clip(sample: Sample, settings: ClipSettings) -> Sample:
+    """All frames, looped to at least `settings.frames`, and the centre crop, as float32 in [-1, 1]."""
+    image = looped(sample["image"], settings.frames)
+    top, left = ((size - settings.crop) // 2 for size in image.shape[-2:])
+    return {**sample, "image": to_range(image[..., top : top + settings.crop, left : left + settings.crop])}
+
+
+def load_clip(clip: Clip, settings: ClipSettings) -> Sample:
+    """Decode a clip and take what a network is tested on: "image" `(3, T, crop, crop)` float32 in [-1, 1].
+
+    Raises:
+        DataError: the file is missing or damaged, see `read_frames`.
+    """
+    return evaluation_clip(load_frames(clip, settings), settings)
+
+
+def looped(image: Tensor, frames: int) -> Tensor:
+    """A clip `(C, T, H, W)` played again from its start until it has at least so many frames."""
+    length = image.shape[1]
+    return image if length >= frames else image[:, torch.arange(frames) % length]
+
+
+def to_range(image: Tensor) -> Tensor:
+    """Bytes 0 to 255 to float32 in [-1, 1], as I3D was trained."""
+    return image.float().div_(127.5).sub_(1)
+
+
+def _random_below(count: int) -> int:
+    return int(torch.randint(count, ()))
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV list ({error})") from error
+    for number, row in enumerate(rows, start=2):
+        missing = [column for column in ("path", "class") if not row.get(column)]
+        if missing:
+            raise DataError(f"{path}, line {number}: no {' and no '.join(missing)}")
+    return rows
+
+
+def _read_folders(root: Path) -> list[dict[str, str]]:
+    files = [path for path in sorted(root.glob("*/*")) if path.suffix.lower() in CLIP_SUFFIXES]
+    return [{"path": str(path.relative_to(root)), "class": path.parent.name} for path in files]
+
+
+def _classes(rows: list[dict[str, str]], root: Path) -> list[str]:
+    """Class names in the order of their labels, which must be 0, 1, 2, ..., one for each name."""
+    if not rows[0].get("label"):
+        return sorted({row["class"] for row in rows})
+    pairs = sorted(
+        {(row.get("label") or "", row["class"]) for row in rows}, key=lambda pair: (len(pair[0]), pair[0])
+    )
+    if [label for label, _ in pairs] != [str(i) for i in range(len(pairs))]:
+        raise DataError(f"{root}: labels and classes do not pair up as 0, 1, 2, ...: {pairs[:6]}")
+    classes = [name for _, name in pairs]
+    if len(set(classes)) < len(classes):
+        raise DataError(f"{root}: one class has two labels: {pairs[:6]}")
+    return classes
+
+
+def _group_of(name: str) -> str:
+    numbered = re.search(r"_g(\d+)_c\d+$", name)
+    return str(int(numbered[1])) if numbered else name
+
+
+def _draw_groups(clips: list[Clip], settings: ClipSettings) -> set[tuple[int, str]]:
+    drawn = set()
+    generator = np.random.default_rng(settings.split_seed)
+    for label in sorted({clip.label for clip in clips}):
+        groups = sorted({clip.group for clip in clips if clip.label == label})
+        if len(groups) <= settings.validation_groups:
+            raise DataError(
+                f"class {label} has {len(groups)} group(s), too few to hold back "
+                f"{settings.validation_groups}; set data.validation_groups lower, or name splits in the list"
+            )
+        chosen = generator.permutation(len(groups))[: settings.validation_groups]
+        drawn |= {(label, groups[i]) for i in chosen}
+    return drawn

@@ -1,0 +1,163 @@
+import csv
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+
+from medi3d.datasets import frames as module
+from medi3d.datasets.frames import read_frames
+from medi3d.errors import DataError
+
+GIF = "i3d_published/v_CricketShot_g04_c01_rgb.gif"
+
+
+@pytest.fixture
+def write_clip(tmp_path):
+    """Encode frames of one colour, frame t of red 10 t, green 100, blue 200, and give the file."""
+
+    def write(name="clip.mp4", frames=10, size=(48, 32), codec="mpeg4", options=None):
+        path = tmp_path / name
+        with av.open(str(path), "w", options=options or {}) as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            for t in range(frames):
+                picture = np.full((size[1], size[0], 3), (10 * t, 100, 200), np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def sound(tmp_path):
+    path = tmp_path / "sound.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_gif_is_decoded_as_pillow_does(shared):
+    with Image.open(shared / GIF) as image:
+        expected = np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])
+    assert torch.equal(read_frames(shared / GIF), torch.from_numpy(expected).permute(3, 0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "frames"),
+    [("mmaction2__part_0.mp4", 32), ("mmaction2__test.avi", 164), ("C3D__v_BaseballPitch_g01_c01.avi", 107)],
+)
+def test_mp4_and_avi_are_decoded_whole(shared, name, frames):
+    image = read_frames(shared / "misc_videos" / name, side=32)
+    assert image.shape[:2] == (3, frames)
+    assert min(image.shape[2:]) == 32
+
+
+def test_every_ucf_clip_has_the_frames_that_its_list_says(shared):
+    root = shared / "UCF101_subset8"
+    rows = list(csv.DictReader((root / "clips.csv").read_text().splitlines()))[::8]
+    assert [read_frames(root / row["path"], side=16).shape[1] for row in rows] == [
+        int(r["frames"]) for r in rows
+    ]
+
+
+def test_frames_come_in_order_and_in_red_green_blue(write_clip):
+    image = read_frames(write_clip())
+    assert image.dtype == torch.uint8
+    red, green, blue = image.float().mean(dim=(2, 3))
+    torch.testing.assert_close(red, 10.0 * torch.arange(10), atol=8, rtol=0)
+    torch.testing.assert_close(green, torch.full((10,), 100.0), atol=8, rtol=0)
+    torch.testing.assert_close(blue, torch.full((10,), 200.0), atol=8, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "keep", "expected"),
+    [
+        ((48, 32), 16, None, (16, 24)),
+        ((32, 48), 16, None, (24, 16)),
+        ((48, 32), 64, None, (64, 96)),
+        ((48, 32), 64, 32, (32, 48)),
+        ((48, 32), None, None, (32, 48)),
+    ],
+    ids=["landscape", "portrait", "enlarged", "prepared", "as it is"],
+)
+def test_the_shorter_side_is_resized(write_clip, size, side, keep, expected):
+    assert read_frames(write_clip(size=size), side, keep).shape[2:] == expected
+
+
+def test_one_frame_is_a_clip(write_clip):
+    assert read_frames(write_clip(frames=1)).shape == (3, 1, 32, 48)
+
+
+@pytest.mark.parametrize(
+    ("rotation", "corner"), [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1))]
+)
+def test_frames_are_turned_upright(rotation, corner):
+    picture = np.zeros((4, 6, 3), np.uint8)
+    picture[0, 0] = 255  # the corner that tells; a turn to the left takes it to the lower left
+    reformatted = SimpleNamespace(to_ndarray=lambda: picture)
+    frame = SimpleNamespace(height=4, width=6, rotation=rotation, reformat=lambda *a, **k: reformatted)
+    upright = module._picture(frame, None, None)
+    assert upright[:, corner[0], corner[1]].tolist() == [255] * 3
+    assert upright.sum() == 3 * 255
+
+
+def test_sound_alone_is_refused(sound):
+    with pytest.raises(DataError, match="has no video stream, only audio"):
+        read_frames(sound)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a clip at all" * 100], ids=["empty", "text"])
+def test_files_that_are_no_clips_are_refused(tmp_path, content):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"clip.mp4: (the clip is empty|not a whole clip)") as refusal:
+        read_frames(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_clip_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none.mp4: no such clip"):
+        read_frames(tmp_path / "none.mp4")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9], ids="{:.0%}".format)
+@pytest.mark.parametrize(
+    "name",
+    ["misc_videos/mmaction2__demo.mp4", "misc_videos/mmaction2__test.avi", GIF],
+    ids=["mp4", "avi", "gif"],
+)
+def test_cut_files_are_refused(shared, tmp_path, name, share):
+    whole = (shared / name).read_bytes()
+    path = tmp_path / name.split("/")[-1]
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(DataError, match=path.name) as refusal:
+        read_frames(path, side=16)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_cut_file_with_its_header_in_front_is_refused(write_clip):
+    path = write_clip(frames=20, options={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"cut short|not a whole clip"):
+        read_frames(path)
+
+
+def test_a_clip_that_is_too_long_is_refused(write_clip, monkeypatch):
+    monkeypatch.setattr(module, "MAX_FRAMES", 9)
+    with pytest.raises(DataError, match="more than 9 frames; cut it to the action"):
+        read_frames(write_clip(frames=10))
+
+
+def test_without_pyav_the_message_says_what_to_install(monkeypatch, write_clip):
+    path = write_clip()
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(DataError, match=r"pip install 'medi3d\[video\]'"):
+        read_frames(path)
