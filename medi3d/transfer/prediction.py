@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from torch import nn
 
 from medi3d.datasets.files import suffix_of, write_mask
-from medi3d.datasets.volumes import LoadedImage, load_image, restore_mask
+from medi3d.datasets.volumes import LoadedImage, VolumeSettings, load_image, restore_mask
 from medi3d.engine import distributed
 from medi3d.engine.inference import Inferer, mirrored, predict_labels
 from medi3d.engine.log import log
@@ -75,12 +75,17 @@ def run_prediction(
     """
     if not isinstance(experiment, SegmentationExperiment):
         raise ConfigError(f"{folder}: is a run of task {experiment.task}; predict needs a segmentation")
-    targets = _targets(inputs, out)
-    predictor = Predictor.load(experiment, folder)
+    return predict_files(Predictor.load(experiment, folder), experiment.data, inputs, out)
+
+
+def predict_files(
+    predictor: Predictor, settings: VolumeSettings, inputs: Sequence[Path], out: Path
+) -> tuple[list[Path], list[str]]:
+    """Segment scans with a loaded network; arguments and answer as those of `run_prediction`."""
     written, failed = [], []
-    for path, target in targets.items():
+    for path, target in _targets(inputs, out).items():
         try:
-            image = load_image([path], experiment.data)
+            image = load_image([path], settings)
             write_mask(predictor.segment(image), path, target)
         except Medi3dError as error:
             failed.append(str(error))
