@@ -15,7 +15,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from medi3d.errors import Medi3dError
-    from medi3d.inflation import ExactnessReport, KernelPlan, inflate, register_rule, verify
+    from medi3d.inflation.network import inflate
+    from medi3d.inflation.plan import KernelPlan
+    from medi3d.inflation.rules import register_rule
+    from medi3d.inflation.verify import ExactnessReport, verify
     from medi3d.models.artifact import load_artifact, save_artifact
     from medi3d.models.networks import create_classifier, create_encoder, create_segmenter
     from medi3d.models.registry import list_sources

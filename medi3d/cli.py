@@ -112,9 +112,9 @@ def verify(
     """
     from medi3d.console import print_proof
     from medi3d.errors import InexactError
-    from medi3d.models.artifact import verify_artifact
+    from medi3d.models.artifact import load_artifact
 
-    report = verify_artifact(artifact)
+    report = load_artifact(artifact).report.exactness
     print_proof(report)
     _write_json(json_file, report.to_dict())
     if not report.exact:
@@ -158,7 +158,7 @@ def classify(
     Example: medi3d classify cricket.gif --weights kinetics400/i3d-rgb
     """
     from medi3d.console import print_classes
-    from medi3d.models.classify import classify_file
+    from medi3d.transfer.classify import classify_file
 
     classes = classify_file(clip, weights, top)
     print_classes(classes)

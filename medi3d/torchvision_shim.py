@@ -19,7 +19,11 @@ _library = None  # keeps the declarations alive: a torch Library unregisters whe
 def install() -> None:
     """Make `import torchvision`, and so `import timm`, work. Does nothing where it already does."""
     global _library
-    if _library is not None or "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+    if (
+        _library is not None
+        or "torchvision" in sys.modules
+        or importlib.util.find_spec("torchvision") is None
+    ):
         return
     try:
         import torchvision  # noqa: F401
@@ -31,7 +35,7 @@ def install() -> None:
         _library = _declare_missing()
 
 
-def _declare_missing():  # noqa: ANN202 - the type lives in torch, imported late
+def _declare_missing():
     import torch
 
     library = torch.library.Library("torchvision", "FRAGMENT")

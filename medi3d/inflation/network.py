@@ -147,24 +147,29 @@ def inflate(
         raise PlanError(f"unknown depth profile {profile!r}: use one of {', '.join(PROFILES)}")
     plan = plan if isinstance(plan, KernelPlan) else KernelPlan.named(plan)
     inflated, seen = build(net2d, plan, profile=profile, in_channels=in_channels)
-    exact_by_nature = all(rule.exact for rule in inflated.rules().values())
-    exactness = verify(net2d, inflated, size=seen.size)
-    inflated.report = InflationReport(
-        plan=plan,
-        profile=profile,
-        layers=describe_layers(inflated),
-        levels=inflated.levels,
-        parameters=sum(p.numel() for p in inflated.parameters()),
-        exactness=exactness,
-        exact_by_nature=exact_by_nature,
-    )
-    if not exactness.exact and exact_by_nature and not allow_inexact:
+    report = prove(net2d, inflated, size=seen.size)
+    exactness = report.exactness
+    if not exactness.exact and report.exact_by_nature and not allow_inexact:
         raise InexactError(
             f"{type(net2d).__name__} cannot be inflated exactly with plan {plan.name!r}: "
             f"{exactness.failure or 'the outputs differ'} (worst relative error "
             f"{exactness.max_rel_error:.2g}, allowed {TOLERANCE:g})"
         )
     return inflated
+
+
+def prove(net2d: nn.Module, inflated: Inflated, *, size: int | None = None) -> InflationReport:
+    """Compare an inflated network with its 2D source and keep the report as `inflated.report`."""
+    inflated.report = InflationReport(
+        plan=inflated.plan,
+        profile=inflated.profile,
+        layers=describe_layers(inflated),
+        levels=inflated.levels,
+        parameters=sum(p.numel() for p in inflated.parameters()),
+        exactness=verify(net2d, inflated, size=size),
+        exact_by_nature=all(rule.exact for rule in inflated.rules().values()),
+    )
+    return inflated.report
 
 
 def build(

@@ -9,7 +9,7 @@ gets wrong, the proof (`verify`) finds. Add one for a layer of your own with `@r
 """
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ from timm.layers import (  # noqa: E402
 )
 from timm.layers.pool2d_same import MaxPool2dSame  # noqa: E402
 
+_TENSORFLOW_SAME = (Conv2dSame, StdConv2dSame, ScaledStdConv2dSame, MaxPool2dSame, AvgPool2dSame)
+
 Kind = Literal["conv", "max_pool", "avg_pool", "resample"]
 
 
@@ -55,25 +57,40 @@ class Rule(nn.Module):
         self.fold = fold
         self.profile = profile
         self.multiplicity = 1
+        padding = getattr(layer, "padding", 0)
+        self.padded = any(padding) if isinstance(padding, (tuple, list)) else padding not in (0, "valid")
+        self.same = isinstance(layer, _TENSORFLOW_SAME) and getattr(layer, "same_pad", True)
         self.kernel_2d, self.stride_2d, self.dilation_2d = self.geometry_of(layer)
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """In-plane kernel, stride and dilation of the 2D layer."""
-        return to_pair(layer.kernel_size), to_pair(layer.stride), to_pair(getattr(layer, "dilation", 1))
+        conv: Any = layer
+        return to_pair(conv.kernel_size), to_pair(conv.stride), to_pair(getattr(conv, "dilation", 1))
 
     def extra_repr(self) -> str:
         """Kernel and stride as (depth, height, width), for `print(network)`."""
         kernel, stride = (self.depth.kernel, *self.kernel_2d), (self.depth.stride, *self.stride_2d)
         return f"kernel={kernel}, stride={stride}, depth_padding={self.depth.padding}"
 
-    def depth_padding(self, slices: int, leading: int) -> tuple[int, int]:
-        """Slices to add before and after, so that ceil(slices / stride) positions come out."""
+    def depth_padding(self, slices: int) -> tuple[int, int]:
+        """Slices to add before and after, so that ceil(slices / stride) positions come out.
+
+        They are shared out as the layer shares out its padding in-plane: TensorFlow's "same" halves
+        what is needed, torch starts half a kernel early, and a layer without padding starts inside.
+        """
         if self.depth.padding == "valid":
             return 0, 0
         reach = (self.depth.kernel - 1) * self.depth.dilation + 1
         positions = -(-slices // self.depth.stride)
-        return leading, (positions - 1) * self.depth.stride + reach - leading - slices
+        total = (positions - 1) * self.depth.stride + reach - slices
+        if self.same:
+            leading = max(total, 0) // 2
+        elif self.padded or self.depth.stride == 1:
+            leading = (reach - 1) // 2
+        else:
+            leading = max(reach - self.depth.stride, 0) // 2
+        return leading, total - leading
 
 
 _RULES: dict[type[nn.Module], type[Rule]] = {}
@@ -108,9 +125,6 @@ class ConvRule(Rule):
         super().__init__(layer, depth, fold, profile)
         self.exact = profile != "repeat" or depth.kernel == 1
         self.groups = layer.groups
-        self.same = isinstance(layer, (Conv2dSame, StdConv2dSame, ScaledStdConv2dSame)) and (
-            getattr(layer, "same_pad", True)
-        )
         self.padding_2d = self._symmetric_padding(layer)
         self.padding_mode = layer.padding_mode
         kernel = self.first_kernel(layer.weight.detach(), channels)
@@ -144,7 +158,7 @@ class ConvRule(Rule):
                 x, weight[:, :, 0], self.bias, self.stride_2d, padding, self.dilation_2d, self.groups
             )
         volume = split_depth(x, self.fold.batch, self.multiplicity)  # (B, C, D, H, W)
-        volume = pad_depth(volume, *self.depth_padding(volume.shape[2], self._leading()), depth.padding)
+        volume = pad_depth(volume, *self.depth_padding(volume.shape[2]), depth.padding)
         out = F.conv3d(
             volume,
             weight,
@@ -155,14 +169,6 @@ class ConvRule(Rule):
             groups=self.groups,
         )
         return merge_depth(out, self.fold.batch, self.multiplicity)
-
-    def _leading(self) -> int:
-        """Slices before the first: where the in-plane kernel starts, so that all axes are aligned alike."""
-        reach = (self.depth.kernel - 1) * self.depth.dilation
-        if self.same:  # TensorFlow puts the odd one after
-            return max(reach + 1 - self.depth.stride, 0) // 2
-        patchify = max(self.padding_2d) == 0 and self.depth.stride > 1
-        return max(reach + 1 - self.depth.stride, 0) // 2 if patchify else reach // 2
 
     def _symmetric_padding(self, layer: nn.Conv2d) -> tuple[int, int]:
         if self.same or layer.padding == "valid":
@@ -245,26 +251,19 @@ class PoolRule(Rule):
             return x
         volume = split_depth(x, self.fold.batch, self.multiplicity)
         reach = (self.depth.kernel - 1) * self.depth.dilation
-        leading = max(reach + 1 - self.depth.stride, 0) // 2 if self._starts_inside() else reach // 2
-        volume = pad_depth(volume, *self.depth_padding(volume.shape[2], leading), "replicate")
+        volume = pad_depth(volume, *self.depth_padding(volume.shape[2]), "replicate")
         reach = min(reach, volume.shape[2] - 1)  # a valid window longer than the clip is the whole clip
         taps = range(0, reach + 1, self.depth.dilation)
         end = volume.shape[2] - reach
         out = self.combine([volume[:, :, tap : end + tap : self.depth.stride] for tap in taps])
         return merge_depth(out, self.fold.batch, self.multiplicity)
 
-    def _starts_inside(self) -> bool:
-        """Whether the in-plane window starts at the first voxel (no padding, or TensorFlow's "same")."""
-        same = isinstance(self.layer, (MaxPool2dSame, AvgPool2dSame))
-        padding = getattr(self.layer, "padding", 0)
-        return same or not (any(padding) if isinstance(padding, (list, tuple)) else padding)
-
 
 @register_rule(nn.MaxPool2d)
 class MaxPoolRule(PoolRule):
     """A maximum over space is the maximum over depth of the maxima in-plane."""
 
-    kind = "max_pool"
+    kind: ClassVar[Kind] = "max_pool"
 
     @staticmethod
     def combine(windows: list[Tensor]) -> Tensor:
@@ -279,7 +278,7 @@ class MaxPoolRule(PoolRule):
 class AvgPoolRule(PoolRule):
     """A mean over space is the mean over depth of the means in-plane."""
 
-    kind = "avg_pool"
+    kind: ClassVar[Kind] = "avg_pool"
 
     @staticmethod
     def combine(windows: list[Tensor]) -> Tensor:
@@ -294,7 +293,7 @@ class AvgPoolRule(PoolRule):
 class BlurPoolRule(AvgPoolRule):
     """Anti-aliased down-sampling (Zhang 2019): the 2D blur, then a box of equal width along depth."""
 
-    kind = "resample"
+    kind: ClassVar[Kind] = "resample"
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:

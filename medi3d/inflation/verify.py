@@ -194,7 +194,8 @@ def _compare(answer: Tensor, output: Tensor, padded: Tensor, size: int, depth: i
 def _mixes(output: Tensor, depth: int) -> bool:
     """Whether the changed slice is felt by positions whose own slices do not hold it."""
     positions = output.shape[2]
-    changed = (output[2] - output[0]).abs().flatten(2).amax(dim=(0, 2)) > 1e-12 * output[0].abs().amax()
+    difference = (output[2] - output[0]).abs().transpose(0, 1).flatten(1).amax(dim=1)  # (D',)
+    changed = difference > 1e-12 * output[0].abs().amax()
     changed[min(_changed_slice(depth) * positions // depth, positions - 1)] = False
     return bool(changed.any())
 
@@ -227,32 +228,34 @@ def _unhide(flat: nn.Module, deep: nn.Module, images: Tensor, generator: torch.G
             continue
         change = 0.3 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
         if twin.shape == parameter.shape:
-            parameter += change
-            twin += change
+            parameter.add_(change)
+            twin.add_(change)
         elif twin.dim() == 5 and twin.shape[:2] == parameter.shape[:2]:
-            parameter += change
-            twin += inflate_kernel(change, twin.shape[2])
+            parameter.add_(change)
+            twin.add_(inflate_kernel(change, twin.shape[2]))
     _calibrate(flat, _inner(deep), images)
 
 
 def _calibrate(flat: nn.Module, deep: nn.Module, images: Tensor) -> None:
     """Move batch-norm statistics to those of the images, by the same step in both networks."""
-    norms = {n: m for n, m in flat.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    norms = {n: m for n, m in norms.items() if m.running_mean is not None}
-    before = {n: (m.running_mean.clone(), m.running_var.clone()) for n, m in norms.items()}  # type: ignore[union-attr]
-    momenta = {n: m.momentum for n, m in norms.items()}
+    norms: dict[str, Any] = {
+        name: module
+        for name, module in flat.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    }
+    before = {n: (m.running_mean.clone(), m.running_var.clone(), m.momentum) for n, m in norms.items()}
     for norm in norms.values():
         norm.train()
         norm.momentum = 0.9
     flat(images)
-    twins = dict(deep.named_modules())
+    twins: dict[str, Any] = dict(deep.named_modules())
     for name, norm in norms.items():
+        mean, variance, norm.momentum = before[name]
         norm.eval()
-        norm.momentum = momenta[name]
-        twin: Any = twins.get(name)
+        twin = twins.get(name)
         if twin is not None and getattr(twin, "running_mean", None) is not None:
-            twin.running_mean += norm.running_mean - before[name][0]
-            twin.running_var += norm.running_var - before[name][1]
+            twin.running_mean.add_(norm.running_mean - mean)
+            twin.running_var.add_(norm.running_var - variance)
 
 
 def _first_difference(flat: nn.Module, deep: nn.Module, images: tuple[Tensor, Tensor], depth: int) -> str:
@@ -278,10 +281,11 @@ def _first_difference(flat: nn.Module, deep: nn.Module, images: tuple[Tensor, Te
             return (
                 f"module {path!r} gives {tuple(slices.shape[2:])} where 2D gives {tuple(reference.shape[1:])}"
             )
-        error = (slices - reference.unsqueeze(1)).abs().amax() / reference.abs().amax().clamp_min(1e-300)
-        if not error <= TOLERANCE:
+        difference = (slices - reference.unsqueeze(1)).abs().amax()
+        relative = float(difference / reference.abs().amax().clamp_min(1e-300))
+        if not relative <= TOLERANCE:
             kind = type(inner.get_submodule(path)).__name__
-            return f"module {path!r} ({kind}) differs by {float(error):.2g}"
+            return f"module {path!r} ({kind}) differs by {relative:.2g}"
     if problem:
         last = next(reversed(found), "the input")
         return f"running it failed after module {last!r}: {problem}"

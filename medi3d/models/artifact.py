@@ -19,10 +19,9 @@ from torch import nn
 
 from medi3d.errors import WeightsError
 from medi3d.inflation.kernels import collapse_kernel
-from medi3d.inflation.network import Inflated, build
+from medi3d.inflation.network import Inflated, build, prove
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.rules import ConvRule
-from medi3d.inflation.verify import ExactnessReport, verify
 from medi3d.models.registry import build_source
 
 FORMAT = "medi3d-encoder-1"
@@ -46,7 +45,7 @@ def save_artifact(encoder: Inflated, path: str | Path) -> Path:
     description = {
         "format": FORMAT,
         "in_channels": encoder.in_channels,
-        "levels": len(encoder.levels),
+        "encoder_levels": len(encoder.levels),
         "sha256": _fingerprint(tensors),
         "versions": {name: version(name) for name in ("medi3d", "torch", "timm")},
         **report,
@@ -72,14 +71,16 @@ def read_description(path: str | Path) -> dict[str, Any]:
 
 
 def load_artifact(path: str | Path) -> Inflated:
-    """Build the encoder of an artifact again, with its weights.
+    """Build the encoder of an artifact again, with its weights, and repeat its proof: it has `.report`.
+
+    The 2D network of the proof is the file's own, each kernel collapsed by its sum over depth.
 
     Raises:
         WeightsError: the file is missing, damaged, or does not fit the network that it names.
         SourceError: it names a source that this installation does not have.
     """
     description, tensors = _read(path)
-    net2d = build_source(description["source"], levels=description["levels"])
+    net2d = build_source(description["source"], levels=description["encoder_levels"])
     plan = KernelPlan.from_dict(description["plan"])
     encoder, _ = build(net2d, plan, profile=description["profile"], in_channels=description["in_channels"])
     ours = encoder.network.state_dict()
@@ -91,19 +92,9 @@ def load_artifact(path: str | Path) -> Inflated:
             f"misshapen, such as {sorted(wrong)[0]!r}"
         )
     encoder.network.load_state_dict(tensors)
+    report = prove(collapse(encoder, description["source"]), encoder)
+    report.source, report.weights = description["source"], description["weights"]
     return encoder
-
-
-def verify_artifact(path: str | Path) -> ExactnessReport:
-    """Repeat the proof on the weights in the file.
-
-    The 2D network is the file's own, each kernel collapsed by its sum over depth.
-
-    Raises:
-        WeightsError: the file is damaged, or its tensors are not those that were written.
-    """
-    encoder = load_artifact(path)
-    return verify(collapse(encoder, read_description(path)["source"]), encoder)
 
 
 def collapse(encoder: Inflated, source: str) -> nn.Module:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetBasicBlock
 from torch import Tensor, nn
 
-from medi3d.axes import DEPTH, Triple
+from medi3d.axes import DEPTH, Triple, to_triple
 from medi3d.errors import ShapeError
 
 
@@ -43,7 +43,7 @@ class Decoder(nn.Module):
         norm: str = "instance",
     ) -> None:
         super().__init__()
-        skips, strides = list(encoder_channels), [tuple(s) for s in encoder_strides]
+        skips, strides = list(encoder_channels), [to_triple(s) for s in encoder_strides]
         self.has_input_branch = strides[0] != (1, 1, 1)
         if self.has_input_branch:
             skips, strides = [in_channels, *skips], [(1, 1, 1), *strides]

@@ -18,6 +18,7 @@ from medi3d.errors import ConfigError, ShapeError, SourceError
 from medi3d.inflation.network import Inflated, inflate
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.rules import ConvRule
+from medi3d.models.artifact import load_artifact
 from medi3d.models.decoder import Decoder
 from medi3d.models.registry import build_source
 from medi3d.weights.catalogue import get_row
@@ -106,8 +107,8 @@ def create_encoder(
     drawn anew, so that a network "from scratch" does not start constant along depth.
 
     Args:
-        source: `timm:NAME`, `inception_v1`, `unet`, or a 2D network that returns a list of maps; a
-            network keeps the weights that it has.
+        source: `timm:NAME`, `inception_v1`, `unet`, the path of an artifact (which brings its own
+            plan and weights), or a 2D network that returns a list of maps and keeps its weights.
         weights: a catalogue row, `timm` (timm's own), `file:PATH`, or None.
         plan: kernels along depth.
         in_channels: channels of the volumes.
@@ -122,6 +123,10 @@ def create_encoder(
         if weights is not None:
             raise SourceError(f"the lean U-Net has no pretrained weights, but {weights!r} is asked for")
         return PlainEncoder(in_channels)
+    if isinstance(source, str) and source.endswith(".safetensors"):
+        return _load_encoder(source, weights, in_channels)
+    if isinstance(source, str) and source.endswith(".safetensors"):
+        return _load_encoder(source, weights, in_channels)
     net2d = (
         source
         if isinstance(source, nn.Module)
@@ -137,8 +142,34 @@ def create_encoder(
     if weights is None and isinstance(source, str):
         draw_kernels(encoder)
     encoder.report.source = source if isinstance(source, str) else type(source).__name__
+    if report is not None and row is not None and row.dimensions == 2:
+        _tell_inflated(report, net2d, encoder.network)
     encoder.report.weights = {"name": weights or "none", **(report.to_dict() if report else {})}
     return encoder
+
+
+def _load_encoder(path: str, weights: str | None, in_channels: int) -> nn.Module:
+    encoder = load_artifact(path)
+    if weights is not None:
+        raise SourceError(f"the artifact {path} has its weights; leave out {weights!r}")
+    if encoder.in_channels != in_channels:
+        raise SourceError(f"the artifact {path} takes {encoder.in_channels} channels, not {in_channels}")
+    return encoder
+
+
+def _tell_inflated(report: LoadReport, net2d: nn.Module, network: nn.Module) -> None:
+    """Say of 2D weights that were loaded before inflation what inflation made of them."""
+    before, after = net2d.state_dict(), network.state_dict()
+    for name in list(report.matched):
+        flat, deep = before[name].shape, after[name].shape
+        if len(deep) == 5 and deep[1] != flat[1]:
+            kind = report.adapted
+        elif len(deep) == 5 and deep[2] > 1:
+            kind = report.inflated
+        else:
+            continue
+        report.matched.remove(name)
+        kind.append(name)
 
 
 def draw_kernels(encoder: Inflated) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from torch import nn
 
@@ -66,7 +67,7 @@ def _build_timm(name: str, levels: int | None, pretrained: bool) -> nn.Module:
     if name.split(".")[0] not in timm.list_models():
         near = get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
         raise SourceError(f"timm has no model {name!r}; near: {', '.join(near) or 'none'}")
-    wanted = {} if levels is None else {"out_indices": tuple(range(levels))}
+    wanted: dict[str, Any] = {} if levels is None else {"out_indices": tuple(range(levels))}
     try:
         return timm.create_model(name, features_only=True, pretrained=pretrained, **wanted)
     except Exception as error:  # timm raises many kinds: no features, no weights, no network
