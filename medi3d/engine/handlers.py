@@ -174,11 +174,16 @@ class TrainingProgress:
         step, loss = trainer.state.iteration, trainer.state.output["loss"]
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=loss, description=self._words())
-        elif time.monotonic() - self._last_line > self.seconds_between_lines:
-            self._last_line = time.monotonic()
+        elif self._line_is_due(step < trainer.state.epoch_length):
             pace = (self._last_line - self._begun) / (step - self._first)
             left = pace * (trainer.state.epoch_length - step)
             log.info(f"step {step}/{trainer.state.epoch_length}: loss {loss:.4f}, about {left:.0f} s left")
+
+    def _line_is_due(self, unfinished: bool) -> bool:
+        due = unfinished and time.monotonic() - self._last_line > self.seconds_between_lines
+        if due:
+            self._last_line = time.monotonic()
+        return due
 
     def _validated(self, trainer: Workflow) -> None:
         row = trainer.state.metrics

@@ -5,9 +5,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from rich.progress import track
 from torch.utils.data import DataLoader
 
 from medi3d.datasets.augmentation import build_augmentation
+from medi3d.datasets.clips import (
+    evaluation_clip,
+    load_frames,
+    read_clip_list,
+    split_clips,
+    training_clip,
+)
 from medi3d.datasets.cohort import Case, load_case, read_cohort, split_cohort
 from medi3d.datasets.patches import sample_patch
 from medi3d.datasets.stream import (
@@ -20,9 +28,10 @@ from medi3d.datasets.stream import (
 )
 from medi3d.datasets.volumes import VolumeSettings
 from medi3d.engine import distributed
+from medi3d.engine.log import console
 from medi3d.engine.settings import TrainingSettings
 from medi3d.errors import ConfigError, DataError
-from medi3d.transfer.experiment import Experiment, SegmentationExperiment
+from medi3d.transfer.experiment import ClassificationExperiment, Experiment, SegmentationExperiment
 
 
 @dataclass(frozen=True)
@@ -32,16 +41,16 @@ class Data:
     Attributes:
         training: items to train on.
         validation: items to validate on.
-        load: item -> whole sample, without randomness.
-        change: whole sample -> training sample, random (patch, augmentation).
-        cached: whole samples are small enough to be kept in memory.
+        load: item -> what is read of it, without randomness; kept in memory as far as that is allowed.
+        change: what was read -> training sample, random (patch or crop, augmentation).
+        whole: what was read -> the whole case, as it is validated.
     """
 
     training: Sequence[Any]
     validation: Sequence[Any]
     load: Callable[[Any], Sample]
     change: Callable[[Sample], Sample]
-    cached: bool
+    whole: Callable[[Sample], Sample]
 
     def training_batches(self, start: int, settings: TrainingSettings, seed: int) -> DataLoader:
         """Batches from step `start` on, for this process."""
@@ -56,14 +65,15 @@ class Data:
         if not self.validation:
             raise DataError("no validation case: hold some back, or name a split in the list of cases")
         mine = self.validation[distributed.rank() :: distributed.ranks()]
-        return validation_loader(mine, self._remembering(mine, settings))
+        load = self._remembering(mine, settings)
+        return validation_loader(mine, lambda item: self.whole(load(item)))
 
     def _remembering(self, items: Sequence[Any], settings: TrainingSettings) -> Callable[[Any], Sample]:
         # Filled now, so that a damaged case shows at the start and worker processes share the memory.
-        if not (self.cached and settings.cache_gb):
+        if not settings.cache_gb:
             return self.load
         cache = MemoryCache(self.load, settings.cache_gb * 2**30)
-        for item in items:
+        for item in track(items, "reading", console=console, disable=not console.is_terminal):
             cache(item)
         return cache
 
@@ -76,6 +86,8 @@ def prepare_data(experiment: Experiment) -> Data:
     """
     if isinstance(experiment, SegmentationExperiment):
         return _volumes(experiment)
+    if isinstance(experiment, ClassificationExperiment):
+        return _clips(experiment)
     raise ConfigError(f"task is {experiment.task!r}: no data is known for it")
 
 
@@ -87,7 +99,19 @@ def _volumes(experiment: SegmentationExperiment) -> Data:
     def change(sample: Sample) -> Sample:
         return augment(sample_patch(sample, settings.patch, settings.foreground))
 
-    return Data(training, validation, partial(load_case, settings=settings), change, cached=True)
+    return Data(training, validation, partial(load_case, settings=settings), change, whole=lambda case: case)
+
+
+def _clips(experiment: ClassificationExperiment) -> Data:
+    settings = experiment.data
+    training, validation = split_clips(read_clip_list(settings).clips, settings)
+    return Data(
+        training,
+        validation,
+        partial(load_frames, settings=settings),
+        change=partial(training_clip, settings=settings),
+        whole=partial(evaluation_clip, settings=settings),
+    )
 
 
 def split_volumes(settings: VolumeSettings) -> tuple[list[Case], list[Case]]:

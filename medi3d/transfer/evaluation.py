@@ -1,26 +1,30 @@
 """How good a run's best network is, case by case, on the grids that the scans came on."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from rich.progress import track
 
+from medi3d.datasets.clips import Clip, ClipSettings, load_clip, read_clip_list, split_clips
 from medi3d.datasets.cohort import Case, load_case, read_cohort, read_label, split_cohort
 from medi3d.datasets.geometry import spacing_dhw
 from medi3d.datasets.volumes import VolumeSettings, load_image, to_array
 from medi3d.engine.files import write_table
 from medi3d.engine.log import console, log
-from medi3d.engine.metrics import Row, dice_scores, surface_scores
-from medi3d.engine.plots import plot_overlay
+from medi3d.engine.metrics import Row, dice_scores, surface_scores, top_k
+from medi3d.engine.plots import plot_confusion, plot_overlay
 from medi3d.errors import ConfigError, DataError
 from medi3d.transfer.data import label_names
-from medi3d.transfer.experiment import Experiment, SegmentationExperiment
+from medi3d.transfer.experiment import ClassificationExperiment, Experiment, SegmentationExperiment
 from medi3d.transfer.prediction import Predictor
 from medi3d.transfer.report import write_report
+
+T = TypeVar("T")
 
 METRICS = ("dice", "hd95", "surface_dice", "top1", "top5")
 """Columns of `cases.csv` that have a mean."""
@@ -38,26 +42,69 @@ def run_evaluation(experiment: Experiment, folder: Path, split: str = "validatio
 
     Returns:
         Segmentation: a row per case and label with dice, hd95 (mm), surface_dice, volumes in ml, seconds.
+        Classification: a row per clip with its label, the predicted one, its probability, top1 and top5.
 
     Raises:
         DataError: no case is in the split, or one is damaged.
         WeightsError: the run has no usable checkpoint.
     """
-    if not isinstance(experiment, SegmentationExperiment):
-        raise ConfigError(f"task is {experiment.task!r}: cannot be evaluated")
-    cases = cases_of(experiment.data, split)
     predictor = Predictor.load(experiment, folder)
-    rows: list[Row] = []
-    for case in track(cases, "judging", console=console, disable=not console.is_terminal):
-        rows += judge_case(predictor, experiment, case)
+    if isinstance(experiment, SegmentationExperiment):
+        rows = _judge_volumes(predictor, experiment, split, folder / "plots")
+    elif isinstance(experiment, ClassificationExperiment):
+        rows = _judge_clips(predictor, experiment, split, folder / "plots")
+    else:
+        raise ConfigError(f"task is {experiment.task!r}: cannot be evaluated")
     write_table(folder / ("cases.csv" if split == "validation" else f"cases_{split}.csv"), rows)
-    _draw_overlays(predictor, experiment, cases, rows, folder / "plots")
     means = summary(rows)
     table = [{"label": label, **numbers} for label, numbers in means.items()]
-    report = write_report(experiment, folder, {f"Mean over {len(cases)} {split} cases": table, "Cases": rows})
+    report = write_report(experiment, folder, {f"Mean over the {split} cases": table, "Cases": rows})
     log.info(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in means["mean"].items()))
     log.info(f"report: {report}")
     return rows
+
+
+def _judge_volumes(
+    predictor: Predictor, experiment: SegmentationExperiment, split: str, plots: Path
+) -> list[Row]:
+    cases = cases_of(experiment.data, split)
+    rows = [row for case in _watched(cases) for row in judge_case(predictor, experiment, case)]
+    _draw_overlays(predictor, experiment, cases, rows, plots)
+    return rows
+
+
+def _judge_clips(
+    predictor: Predictor, experiment: ClassificationExperiment, split: str, plots: Path
+) -> list[Row]:
+    listed = read_clip_list(experiment.data)
+    training, validation = split_clips(listed.clips, experiment.data)
+    clips = {"training": training, "validation": validation}.get(split)
+    if clips is None:
+        clips = [clip for clip in listed.clips if clip.split == split]
+    if not clips:
+        raise DataError(f"{experiment.data.root}: no clip in split {split!r}; try training or validation")
+    rows = [_judge_clip(predictor, experiment.data, clip, listed.classes) for clip in _watched(clips)]
+    pairs = [(row["label"], row["predicted"]) for row in rows]
+    plot_confusion(pairs, listed.classes, plots / "confusion.png")
+    return rows
+
+
+def _judge_clip(predictor: Predictor, settings: ClipSettings, clip: Clip, classes: Sequence[str]) -> Row:
+    begun = time.monotonic()
+    probabilities = predictor.logits(load_clip(clip, settings)["image"]).softmax(dim=0)
+    likeliest = int(probabilities.argmax())
+    return {
+        "case": clip.name,
+        "label": classes[clip.label],
+        "predicted": classes[likeliest],
+        "probability": float(probabilities[likeliest]),
+        **top_k(probabilities[None], torch.tensor([clip.label]))[0],
+        "seconds": time.monotonic() - begun,
+    }
+
+
+def _watched(cases: Sequence[T]) -> Iterable[T]:
+    return track(cases, "judging", console=console, disable=not console.is_terminal)
 
 
 def cases_of(settings: VolumeSettings, split: str) -> list[Case]:

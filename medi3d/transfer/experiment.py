@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from omegaconf import MISSING
 
 from medi3d.datasets.augmentation import AugmentationSettings
+from medi3d.datasets.clips import ClipSettings
 from medi3d.datasets.volumes import VolumeSettings
 from medi3d.engine.settings import PredictionSettings, TrainingSettings
 from medi3d.errors import ConfigError
@@ -53,5 +54,15 @@ class SegmentationExperiment(Experiment):
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
 
 
-TASKS: dict[str, type[Experiment]] = {"segmentation": SegmentationExperiment}
+@dataclass(frozen=True)
+class ClassificationExperiment(Experiment):
+    """Classification of clips."""
+
+    data: ClipSettings = MISSING
+
+
+TASKS: dict[str, type[Experiment]] = {
+    "segmentation": SegmentationExperiment,
+    "classification": ClassificationExperiment,
+}
 """Word under `task` in a config -> the sections that it has."""

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from torch import nn
+from torch import Tensor, nn
 
 from medi3d.datasets.files import suffix_of, write_mask
 from medi3d.datasets.volumes import LoadedImage, VolumeSettings, load_image, restore_mask
 from medi3d.engine import distributed
-from medi3d.engine.inference import Inferer, mirrored, predict_labels
+from medi3d.engine.inference import Inferer, mirrored, predict, predict_labels
 from medi3d.engine.log import log
 from medi3d.engine.precision import Precision
 from medi3d.engine.state import load_network
@@ -45,6 +45,10 @@ class Predictor:
         precision = Precision.choose(experiment.training.precision, distributed.local_device())
         inferer = mirrored(task.inferer, experiment.prediction.mirror)
         return cls(experiment, precision.place_network(network).eval(), inferer, precision)
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Logits `(classes, ...)` of one image or clip `(C, D, H, W)`."""
+        return predict(image, self.network, self.inferer, self.precision)
 
     def label_map(self, image: LoadedImage) -> np.ndarray:
         """Predicted label map `(D, H, W)` on the network's grid, that of `image.canonical`."""
