@@ -1,5 +1,6 @@
 """YAML to `Experiment` and back. Unknown keys and wrong types are refused with the path of the key."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,9 @@ def _to_experiment(given: DictConfig) -> Experiment:
     if task not in TASKS:
         raise ConfigError(f"task is {task!r}: one of {', '.join(TASKS)}")
     schema = OmegaConf.structured(TASKS[task])
+    for key, value in given.items_ex(resolve=False):
+        if OmegaConf.is_dict(schema._get_node(str(key))) and not OmegaConf.is_dict(value):
+            raise ConfigError(f"{key!s}: is {value!r}; a section is due, `{key}:` with its keys below it")
     experiment: Any = OmegaConf.to_object(OmegaConf.merge(schema, given))
     return experiment
 
@@ -75,6 +79,7 @@ def _to_experiment(given: DictConfig) -> Experiment:
 def _explain(error: Exception) -> str:
     """OmegaConf's message on one line, after the path of the key."""
     key, message = getattr(error, "full_key", None), _one_line(getattr(error, "msg", None) or error)
+    message = re.sub(r"Key '\w+' not in '\w+'", "unknown key", message)
     return f"{key}: {message}" if key else message
 
 
