@@ -249,6 +249,22 @@ def doctor(json_file: JsonFile = None) -> None:
     _write_json(json_file, findings)
 
 
+@app.command()
+def quickstart(
+    config: Annotated[Path, typer.Argument(help="What is trained.")] = Path("configs/quickstart.yaml"),
+    out: Annotated[Path, typer.Option(help="Folder for runs, masks and page.")] = Path("runs/quickstart"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is there already.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Show all of it on virtual subjects, in minutes: weights, proof, training, masks, one page.
+
+    Example: medi3d quickstart
+    """
+    from medi3d.quickstart import run_quickstart
+
+    _write_json(json_file, run_quickstart(config, out, fresh=fresh))
+
+
 @weights_app.command("list")
 def weights_list(json_file: JsonFile = None) -> None:
     """List every row: name, network, licence, and whether it is on this machine.
