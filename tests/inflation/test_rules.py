@@ -182,7 +182,7 @@ class BrokenMean(AvgPoolRule):
 )
 def test_broken_rule_is_refused_with_the_path_of_its_module(monkeypatch, kind, broken, path):
     from medi3d.errors import InexactError
-    from medi3d.inflation import rules
+    from medi3d.inflation.rules import base as rules
 
     net = nn.Sequential()
     net.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.AvgPool2d(2))

@@ -1,0 +1,95 @@
+"""What every rule is, and the registry from a layer's type to its rule."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from medi3d import torchvision_shim
+from medi3d.axes import to_pair
+from medi3d.inflation.fold import Fold
+from medi3d.inflation.plan import DepthLayer
+
+torchvision_shim.install()  # before timm, which imports torchvision
+from timm.layers import (  # noqa: E402
+    AvgPool2dSame,
+    Conv2dSame,
+    ScaledStdConv2dSame,
+    StdConv2dSame,
+)
+from timm.layers.pool2d_same import MaxPool2dSame  # noqa: E402
+
+_TENSORFLOW_SAME = (Conv2dSame, StdConv2dSame, ScaledStdConv2dSame, MaxPool2dSame, AvgPool2dSame)
+
+Kind = Literal["conv", "max_pool", "avg_pool", "resample"]
+
+
+class Rule(nn.Module):
+    """The 3D twin of one 2D layer, running on folded tensors.
+
+    Subclasses say what the 2D layer does in-plane (`geometry_of`), take its parameters over under
+    the same names, and do the work of `forward`.
+    """
+
+    kind: ClassVar[Kind] = "conv"
+    exact: bool = True
+    """False where the chosen profile cannot equal the 2D layer by nature."""
+
+    def __init__(self, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str) -> None:
+        super().__init__()
+        self.depth = depth
+        self.fold = fold
+        self.profile = profile
+        self.multiplicity = 1
+        padding = getattr(layer, "padding", 0)
+        self.padded = any(padding) if isinstance(padding, (tuple, list)) else padding not in (0, "valid")
+        self.same = isinstance(layer, _TENSORFLOW_SAME) and getattr(layer, "same_pad", True)
+        self.kernel_2d, self.stride_2d, self.dilation_2d = self.geometry_of(layer)
+
+    @classmethod
+    def geometry_of(cls, layer: nn.Module) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """In-plane kernel, stride and dilation of the 2D layer."""
+        conv: Any = layer
+        return to_pair(conv.kernel_size), to_pair(conv.stride), to_pair(getattr(conv, "dilation", 1))
+
+    def extra_repr(self) -> str:
+        """Kernel and stride as (depth, height, width), for `print(network)`."""
+        kernel, stride = (self.depth.kernel, *self.kernel_2d), (self.depth.stride, *self.stride_2d)
+        return f"kernel={kernel}, stride={stride}, depth_padding={self.depth.padding}"
+
+    def depth_padding(self, slices: int) -> tuple[int, int]:
+        """Slices to add before and after, so that ceil(slices / stride) positions come out.
+
+        They are shared out as the layer shares out its padding in-plane: TensorFlow's "same" halves
+        what is needed, torch starts half a kernel early, and a layer without padding starts inside.
+        """
+        if self.depth.padding == "valid":
+            return 0, 0
+        reach = (self.depth.kernel - 1) * self.depth.dilation + 1
+        positions = -(-slices // self.depth.stride)
+        total = (positions - 1) * self.depth.stride + reach - slices
+        if self.same:
+            leading = max(total, 0) // 2
+        elif self.padded or self.depth.stride == 1:
+            leading = (reach - 1) // 2
+        else:
+            leading = max(reach - self.depth.stride, 0) // 2
+        return leading, total - leading
+
+
+_RULES: dict[type[nn.Module], type[Rule]] = {}
+
+
+def register_rule(*types: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]:
+    """Class decorator: this rule inflates layers of these types and of their subclasses."""
+
+    def register(rule: type[Rule]) -> type[Rule]:
+        _RULES.update(dict.fromkeys(types, rule))
+        return rule
+
+    return register
+
+
+def find_rule(layer: nn.Module) -> type[Rule] | None:
+    """The rule for a layer: that of its own type, else of the nearest base class; None where none fits."""
+    return next((_RULES[base] for base in type(layer).__mro__ if base in _RULES), None)
