@@ -69,9 +69,10 @@ def _to_experiment(given: DictConfig) -> Experiment:
     if task not in TASKS:
         raise ConfigError(f"task is {task!r}: one of {', '.join(TASKS)}")
     schema = OmegaConf.structured(TASKS[task])
-    for key, value in given.items_ex(resolve=False):
-        if OmegaConf.is_dict(schema._get_node(str(key))) and not OmegaConf.is_dict(value):
-            raise ConfigError(f"{key!s}: is {value!r}; a section is due, `{key}:` with its keys below it")
+    for key in map(str, given):
+        value = given._get_node(key)
+        if OmegaConf.is_dict(schema._get_node(key)) and not OmegaConf.is_dict(value):
+            raise ConfigError(f"{key}: is {value}; a section is due, `{key}:` with its keys below it")
     experiment: Any = OmegaConf.to_object(OmegaConf.merge(schema, given))
     return experiment
 

@@ -125,7 +125,7 @@ class Checkpoints:
 
     def _save(self, trainer: Workflow) -> None:
         score = trainer.state.metrics[self.score]
-        if score > self.state.best:
+        if score >= self.state.best:  # of equals the later one: its learning rate is lower
             self.state.best = score
             self.state.save_network(self.folder / "best.pt", score)
         self.state.save(self.folder / "last.pt")

@@ -1,11 +1,16 @@
 """A tiny cohort on disk and a config that trains on it in seconds."""
 
 import json
+import warnings
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+
+with warnings.catch_warnings():  # Ignite imports modules of torch that warn of torch.jit
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import ignite.engine  # noqa: F401
 
 CONFIG = """
 task: segmentation
