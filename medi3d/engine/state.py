@@ -102,9 +102,8 @@ class TrainingState:
             if self.average is not None:
                 self.average.load_state_dict(content["average"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
             raise WeightsError(
-                f"{path}: does not fit this run ({reason}); resume with the config that started it"
+                f"{path}: does not fit this run ({_first_line(error)}); resume with the config that started it"
             ) from error
         self.step, self.best = content["step"], content["best"]
         self.clock.go_on_from(content["clock"])
@@ -128,10 +127,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise WeightsError(f"{path}: damaged or no checkpoint ({str(error).splitlines()[0]})") from error
+        raise WeightsError(f"{path}: damaged or no checkpoint ({_first_line(error)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise WeightsError(f"{path}: no checkpoint of medi3d in format {FORMAT}")
     return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def load_network(path: Path, network: nn.Module) -> dict[str, Any]:

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from ignite.engine import Events
 from torch import nn
 
 from medi3d.datasets.stream import StreamBatches, TrainingStream, training_loader, validation_loader
-from medi3d.engine.handlers import Checkpoints, MetricsTable, Validation
+from medi3d.engine.handlers import Checkpoints, MetricsTable, TrainingProgress, Validation
 from medi3d.engine.precision import Precision
 from medi3d.engine.settings import TrainingSettings
 from medi3d.engine.state import TrainingState, learning_rate_factor, load_network
@@ -109,35 +110,46 @@ def cubes(count):
     return items
 
 
-def train(folder, settings, stop_at=None, workers=0):
-    """Train the tiny network in `folder`, going on from its checkpoint; `stop_at` ends it as a kill would."""
+def trainer_of(settings, folder=None, workers=0):
+    """A trainer of the tiny network with its validation, going on from the checkpoint in `folder`."""
     network = tiny_network()
     task = segmentation(["cube"], (8, 8, 8))
     groups = [{"name": "rest", "params": network.parameters(), "lr": settings.learning_rate}]
     state = TrainingState.create(network, groups, settings)
-    if (folder / "last.pt").exists():
+    if folder and (folder / "last.pt").exists():
         state.load(folder / "last.pt")
     loader = loader_of(cubes(5), state, settings, noisy, workers)
     trainer = build_trainer(task, state, loader, settings, FP32, seed=3)
     evaluator = build_evaluator(task, state.validated, validation_loader(cubes(3), identity), FP32)
-    for handler in (
-        Validation(evaluator, state, settings.validate_every),
-        MetricsTable(folder / "metrics.csv", state.step),
-        Checkpoints(folder, state, task.score),
-    ):
-        handler.attach(trainer)
-    if stop_at:
-        from ignite.engine import Events
+    Validation(evaluator, state, settings.validate_every).attach(trainer)
+    return trainer, state
 
-        @trainer.on(Events.ITERATION_STARTED(once=stop_at))
-        def kill():
-            raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run()
-    else:
+def train(folder, settings, stop_at=None, workers=0):
+    """Train in `folder`; `stop_at` ends it in the middle of a step, as a kill would."""
+    trainer, state = trainer_of(settings, folder, workers)
+    MetricsTable(folder / "metrics.csv", state.step).attach(trainer)
+    Checkpoints(folder, state, "dice").attach(trainer)
+    if stop_at is None:
+        trainer.run()
+        return state
+
+    @trainer.on(Events.ITERATION_STARTED(once=stop_at))
+    def kill():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
         trainer.run()
     return state
+
+
+def progress_of(settings):
+    """Train with a progress bar, or lines."""
+    trainer, _ = trainer_of(settings)
+    progress = TrainingProgress("dice")
+    progress.attach(trainer)
+    trainer.run()
+    progress.close()
 
 
 SETTINGS = TrainingSettings(steps=30, batch_size=2, validate_every=7, learning_rate=0.05)

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 
+import nibabel as nib
 import pytest
 import torch
 
+from medi3d.cli import main
 from medi3d.config import load_config, load_run
 from medi3d.engine.state import read_checkpoint
 from medi3d.errors import ConfigError, DataError, WeightsError
@@ -74,6 +76,22 @@ def test_evaluation_of_another_split(run):
     assert set(summary(rows)) == {"low", "high", "mean"}
     with pytest.raises(DataError, match="no labelled case in split 'test'"):
         run_evaluation(load_run(run), run, "test")
+
+
+def test_commands_tell_what_they_did(run, cohort, tmp_path, monkeypatch, capsys):
+    def medi3d(*arguments):
+        monkeypatch.setattr(sys, "argv", ["medi3d", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 0
+        return capsys.readouterr().out
+
+    assert "Mean over the validation cases" in medi3d("evaluate", run, "--json", tmp_path / "means.json")
+    assert set(json.loads((tmp_path / "means.json").read_text())) == {"low", "high", "mean"}
+    scan = cohort / "imagesTr" / "case_0.nii.gz"
+    mask = medi3d("predict", run, scan, "--out", tmp_path / "masks").strip()
+    assert mask == str(tmp_path / "masks" / "case_0.nii.gz")
+    assert nib.load(mask).shape == nib.load(scan).shape
 
 
 def test_the_report_needs_no_other_file(run):
