@@ -102,9 +102,8 @@ class TrainingState:
             if self.average is not None:
                 self.average.load_state_dict(content["average"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise WeightsError(
-                f"{path}: does not fit this run ({_first_line(error)}); resume with the config that started it"
-            ) from error
+            reason = f"does not fit this run ({_first_line(error)})"
+            raise WeightsError(f"{path}: {reason}; resume with the config that started it") from error
         self.step, self.best = content["step"], content["best"]
         self.clock.go_on_from(content["clock"])
 
