@@ -79,7 +79,7 @@ def _weights() -> list[Finding]:
     for row in list_weights():
         try:
             found: Any = find_weights(row)
-        except WeightsError:
-            found = f"not here: medi3d weights fetch {row.name}"
+        except WeightsError as error:
+            found = error
         findings.append(_finding(f"weights {row.name}", found))
     return findings

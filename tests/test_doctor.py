@@ -16,4 +16,4 @@ def test_missing_weights_come_with_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("MEDI3D_WEIGHTS_PATH", str(tmp_path))
     monkeypatch.setenv("MEDI3D_CACHE", str(tmp_path))
     found = {finding["what"]: finding["found"] for finding in doctor.examine()}
-    assert found["weights kinetics400/i3d-rgb"] == "not here: medi3d weights fetch kinetics400/i3d-rgb"
+    assert "run `medi3d weights fetch kinetics400/i3d-rgb`" in found["weights kinetics400/i3d-rgb"]

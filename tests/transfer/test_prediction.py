@@ -35,13 +35,13 @@ def bright(array):
 
 @pytest.fixture
 def oblique(tmp_path):
-    """Anisotropic, turned about two axes, left-handed, with qform and sform."""
+    """Anisotropic, turned about two axes, left-handed, its slices along the first axis."""
     turn = np.array([[0.96, -0.25, 0.1], [0.24, 0.966, 0.08], [-0.117, -0.053, 0.992]])
-    turn = np.linalg.qr(turn)[0]
+    turn = np.linalg.qr(turn)[0][:, [2, 0, 1]] * [1, -1, 1]
     affine = np.eye(4)
-    affine[:3, :3] = turn @ np.diag([0.7, 0.7, 6.5])
+    affine[:3, :3] = turn @ np.diag([6.5, 0.7, 0.7])
     affine[:3, 3] = (-41.5, 13.25, 7.125)
-    array = np.random.default_rng(0).normal(size=(20, 24, 9)).astype(np.float32)
+    array = np.random.default_rng(0).normal(size=(9, 20, 24)).astype(np.float32)
     nib.save(nib.Nifti1Image(array, affine), tmp_path / "scan.nii.gz")
     return tmp_path / "scan.nii.gz"
 
