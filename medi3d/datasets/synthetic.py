@@ -48,7 +48,7 @@ class VirtualSettings:
     displacement: float = 10.0
     log_gamma: float = 0.5
     bias: float = 0.5
-    noise: float = 0.06
+    noise: float = 0.04
     seed: int = 0
 
     def __post_init__(self) -> None:
