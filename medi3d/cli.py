@@ -72,7 +72,7 @@ def inflate(
     plan: Plan = None,
     spacing: Spacing = None,
     profile: Annotated[
-        str, typer.Option(help="mean, centre or repeat: how kernels spread over depth.")
+        str, typer.Option(help="How kernels spread over depth: mean, centre, factorised, repeat or acs.")
     ] = "mean",
     in_channels: InChannels = 1,
     weights: Weights = None,

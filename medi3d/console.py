@@ -37,7 +37,7 @@ def print_inflation(report: Any, spacing: Sequence[float] | None = None) -> None
     if content["weights"].get("name", "none") != "none":
         weights = content["weights"]
         console.print(f"weights {weights['name']}: {_pairs(weights.get('counts', {}))}")
-    print_verdict(report.exactness, report.exact_by_nature)
+    print_verdict(report.exactness, report.exact_on)
     mixing = "slices are mixed" if content["mixes_depth"] else "slices are NOT mixed: it has no 3D context"
     console.print(f"{content['parameters'] / 1e6:.2f} M parameters; {mixing}")
 
@@ -46,15 +46,19 @@ def print_proof(report: Any) -> None:
     """One line per level and the conclusion."""
     for number, level in enumerate(report.levels):
         console.print(f"level {number}: {level.channels} channels, error {level.max_rel_error:.1e}")
-    print_verdict(report, True)
+    print_verdict(report, "boring")
 
 
-def print_verdict(proof: Any, exact_by_nature: bool) -> None:
-    """Exact, not exact, or not meant to be."""
+def print_verdict(proof: Any, exact_on: str) -> None:
+    """Exact (on boring volumes, or by nature on any), not exact, or not meant to be."""
     where = f"worst error {proof.max_rel_error:.1e} in float64 at depth {proof.depth}, {proof.seconds:.1f} s"
     if proof.exact:
         console.print(f"[bold green]exact[/]: the 3D network equals the 2D one on boring volumes ({where})")
-    elif not exact_by_nature:
+        if exact_on == "any":
+            console.print(
+                "and, with these weights, slice by slice on any volume: no layer looks along depth yet"
+            )
+    elif exact_on == "never":
         console.print(
             f"[bold yellow]inexact by nature[/]: this profile cannot equal the 2D network ({where})"
         )

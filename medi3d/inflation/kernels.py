@@ -11,29 +11,52 @@ so that a volume made of one slice repeated (a *boring* volume) gives in 3D what
 in 2D. Any *profile* of taps that sums to one keeps this law; 1/N each is only the best known.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from medi3d.errors import PlanError, ShapeError
 
-PROFILES = ("mean", "centre", "repeat")
-"""`mean`: 1/N in each tap (I3D). `centre`: everything in the middle tap, which equals the 2D network
-on any volume, not only on boring ones. `repeat`: 1 in each tap, the known mistake (answers N times
-too large), kept as a rival for comparisons."""
+Exactness = Literal["any", "boring", "never"]
+"""The volumes on which a layer with depth equals its 2D layer: any, boring ones only, or none."""
+
+EXACTNESS: tuple[Exactness, ...] = ("never", "boring", "any")
+"""From the weakest to the strongest."""
+
+PROFILES: dict[str, Exactness] = {
+    "mean": "boring",
+    "centre": "any",
+    "factorised": "any",
+    "repeat": "never",
+    "acs": "never",
+}
+"""How a 2D kernel is spread over depth, and on which volumes that is exact.
+
+mean: 1/N in each tap (I3D). centre: everything in the middle tap. factorised: the 2D kernel as
+1×k×k, then a k×1×1 convolution that starts as identity (P3D: Qiu et al. 2017, arXiv:1711.10305;
+R(2+1)D: Tran et al. 2018, arXiv:1711.11248). The others are rivals for comparisons. repeat: 1 in
+each tap, the known mistake, answers N times too large. acs: each third of the output channels has
+its 2D kernels in another plane (Yang et al. 2021, arXiv:1911.10477), so most of them never see the
+plane that they were trained for.
+"""
 
 
 def depth_profile(taps: int, profile: str = "mean") -> Tensor:
     """Weights of the `taps` depth taps, shape `(taps,)`, float64. They sum to 1 except for `repeat`.
 
     Raises:
-        PlanError: unknown profile, or fewer than one tap.
+        PlanError: unknown profile, one that is not a row of weights (`factorised`, `acs`), or fewer
+            than one tap.
 
     >>> depth_profile(3, "centre")
     tensor([0., 1., 0.], dtype=torch.float64)
     """
     if taps < 1:
         raise PlanError(f"a kernel needs at least 1 tap along depth, not {taps}")
-    if profile == "mean":
+    if profile not in PROFILES:
+        raise PlanError(f"unknown depth profile {profile!r}: use one of {', '.join(PROFILES)}")
+    if profile == "mean" or taps == 1:
         return torch.full((taps,), 1 / taps, dtype=torch.float64)
     if profile == "repeat":
         return torch.ones(taps, dtype=torch.float64)
@@ -41,7 +64,7 @@ def depth_profile(taps: int, profile: str = "mean") -> Tensor:
         weights = torch.zeros(taps, dtype=torch.float64)
         weights[(taps - 1) // 2] = 1
         return weights
-    raise PlanError(f"unknown depth profile {profile!r}: use one of {', '.join(PROFILES)}")
+    raise PlanError(f"profile {profile!r} keeps kernels 2D: it has 1 tap along depth, not {taps}")
 
 
 def inflate_kernel(weight: Tensor, taps: int, profile: str = "mean") -> Tensor:
@@ -71,12 +94,71 @@ def _carry_rounding(kernel: Tensor, weight: Tensor) -> None:
         kernel[:, :, tap] = (kernel[:, :, tap].double() + lost).to(kernel.dtype)
 
 
+def place_in_planes(weight: Tensor) -> Tensor:
+    """ACS: lay k×k kernels in a cube, `(O, I, k, k)` -> `(O, I, k, k, k)`, zero outside their planes.
+
+    The first third of the output channels lies in the axial plane (H, W), the second in the coronal
+    (D, W), the third in the sagittal one (D, H), each through the middle of the cube; where O does
+    not divide by three the first groups are the larger ones, as in the authors' code (ACSConv).
+
+    Raises:
+        ShapeError: the kernels are not square.
+    """
+    if weight.dim() != 4 or weight.shape[2] != weight.shape[3]:
+        raise ShapeError(
+            f"profile acs turns k×k kernels (O, I, k, k) into planes; these are {tuple(weight.shape)}"
+        )
+    size = weight.shape[2]
+    middle = (size - 1) // 2
+    before, after = middle, size - 1 - middle
+    groups = []
+    for plane, group in enumerate(weight.tensor_split(3)):
+        padding = [0] * 6  # width, height, depth; the axis across the plane is the one to fill up
+        padding[2 * (2 - plane)], padding[2 * (2 - plane) + 1] = before, after
+        groups.append(torch.nn.functional.pad(group.unsqueeze(2 + plane), padding))
+    return torch.cat(groups)
+
+
 def collapse_kernel(weight: Tensor) -> Tensor:
     """The 2D kernel with the same answer on boring volumes: the sum over depth taps.
 
     `(O, I, kD, kH, kW)` -> `(O, I, kH, kW)`. Undoes `inflate_kernel` for every profile that sums to one.
     """
     return weight.sum(dim=2)
+
+
+def resize_depth(weight: Tensor, taps: int) -> Tensor:
+    """Give a 3D kernel another number of depth taps: `(O, I, kD, kH, kW)` -> `(O, I, taps, kH, kW)`.
+
+    The law: the sum over depth is kept, so a volume that is constant along depth gives what it gave.
+    The kernel is taken as a bar over its extent. More taps cut the same bar into thinner slices
+    (1 -> N is the profile `mean`); fewer taps are the least-squares undoing of that (N -> 1 is the
+    sum, 3 -> 5 -> 3 gives back the kernel). This changes what a volume that varies along depth
+    gives: it is for weights whose depth kernel does not fit, by name, and never done in silence.
+
+    Raises:
+        ShapeError: `weight` is not 5-D.
+        PlanError: fewer than one tap.
+    """
+    if weight.dim() != 5:
+        raise ShapeError(f"a 3D kernel has shape (O, I, kD, kH, kW), not {tuple(weight.shape)}")
+    if taps < 1:
+        raise PlanError(f"a kernel needs at least 1 tap along depth, not {taps}")
+    have = weight.shape[2]
+    if taps == have:
+        return weight
+    matrix = _thinner_slices(have, taps) if taps > have else torch.linalg.pinv(_thinner_slices(taps, have))
+    resized = torch.einsum("oidhw,nd->oinhw", weight.double(), matrix.to(weight.device))
+    return resized.to(weight.dtype)
+
+
+def _thinner_slices(have: int, taps: int) -> Tensor:
+    """Share of each of `have` slices that falls to each of `taps` slices of the same bar: `(taps, have)`."""
+    edges = torch.arange(taps + 1, dtype=torch.float64) * have / taps
+    old = torch.arange(have, dtype=torch.float64)
+    start = torch.maximum(edges[:-1, None], old)
+    end = torch.minimum(edges[1:, None], old + 1)
+    return (end - start).clamp_min(0)
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from medi3d.axes import Triple
 from medi3d.errors import InexactError, PlanError, ShapeError
 from medi3d.inflation.fold import Fold
-from medi3d.inflation.kernels import PROFILES
+from medi3d.inflation.kernels import EXACTNESS, PROFILES, Exactness
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.reach import Level, measure_levels
 from medi3d.inflation.rules import Rule, find_rule
@@ -41,6 +41,8 @@ class InflationReport:
     exactness: ExactnessReport
     exact_by_nature: bool
     """False for a profile or plan that cannot equal the 2D network on boring volumes."""
+    exact_on: Exactness = "boring"
+    """The volumes on which every layer with depth equals its 2D layer: any, boring ones, or never."""
     source: str = ""
     weights: dict[str, Any] = field(default_factory=dict)
 
@@ -58,6 +60,7 @@ class InflationReport:
             "layers": [asdict(layer) for layer in self.layers],
             **self._proof(),
             "exact_by_nature": self.exact_by_nature,
+            "exact_on": self.exact_on,
             "parameters": self.parameters,
             "weights": self.weights,
         }
@@ -160,6 +163,7 @@ def inflate(
 
 def prove(net2d: nn.Module, inflated: Inflated, *, size: int | None = None) -> InflationReport:
     """Compare an inflated network with its 2D source and keep the report as `inflated.report`."""
+    kinds = [rule.exact_on for rule in inflated.rules().values()]
     inflated.report = InflationReport(
         plan=inflated.plan,
         profile=inflated.profile,
@@ -167,7 +171,8 @@ def prove(net2d: nn.Module, inflated: Inflated, *, size: int | None = None) -> I
         levels=inflated.levels,
         parameters=sum(p.numel() for p in inflated.parameters()),
         exactness=verify(net2d, inflated, size=size),
-        exact_by_nature=all(rule.exact for rule in inflated.rules().values()),
+        exact_by_nature="never" not in kinds,
+        exact_on=min(kinds, key=EXACTNESS.index),
     )
     return inflated.report
 
@@ -187,7 +192,10 @@ def build(
         rule_type = find_rule(layer)
         assert rule_type is not None
         first = {"channels": in_channels} if path in seen.stems else {}
-        rule = rule_type(layer, plan.layer(geometry), fold, profile, **first)
+        try:
+            rule = rule_type(layer, plan.layer(geometry), fold, profile, **first)
+        except (PlanError, ShapeError) as error:
+            raise type(error)(f"layer {path!r}: {error}") from error
         rule.multiplicity = seen.multiplicity[path]
         rule.train(layer.training)
         network = _replace(network, path, rule)

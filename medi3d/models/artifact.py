@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from medi3d.errors import WeightsError
-from medi3d.inflation.kernels import collapse_kernel
 from medi3d.inflation.network import Inflated, build, prove
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.rules import ConvRule
@@ -103,7 +102,8 @@ def collapse(encoder: Inflated, source: str) -> nn.Module:
     state = {name: tensor.double() for name, tensor in encoder.network.state_dict().items()}
     for path, rule in encoder.rules().items():
         if isinstance(rule, ConvRule):
-            state[f"{path}.weight"] = collapse_kernel(state[f"{path}.weight"])
+            state.pop(f"{path}.along_depth.weight", None)
+            state.update({f"{path}.{name}": tensor for name, tensor in rule.flat_state().items()})
     for name, parameter in flat.named_parameters():
         if parameter.shape != state[name].shape:  # the first layer, for other channels
             parameter.data = torch.empty_like(state[name])

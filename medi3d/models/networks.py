@@ -39,7 +39,7 @@ class NetworkSettings:
     plan: str = "isotropic"
     """kernel plan: isotropic, video, planar or a YAML file"""
     profile: str = "mean"
-    """how 2D kernels are spread over depth: mean, centre, repeat"""
+    """how 2D kernels are spread over depth: mean, centre, factorised, repeat, acs"""
     in_channels: int = 1
     """channels of the volumes or clips"""
     levels: int | None = None
@@ -178,8 +178,8 @@ def draw_kernels(encoder: Inflated) -> None:
     An inflated random kernel has N equal taps of variance v/N²; N independent taps need v/N each.
     """
     for rule in encoder.rules().values():
-        if isinstance(rule, ConvRule) and rule.depth.kernel > 1:
-            taps = rule.depth.kernel
+        taps = rule.weight.shape[2] if isinstance(rule, ConvRule) else 1
+        if isinstance(rule, ConvRule) and taps > 1:
             spread = float(rule.weight.detach().std()) * taps if rule.weight.numel() > 1 else 1.0
             nn.init.normal_(rule.weight, std=spread / taps**0.5)
 

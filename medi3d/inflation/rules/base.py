@@ -8,6 +8,7 @@ from torch import nn
 from medi3d import torchvision_shim
 from medi3d.axes import to_pair
 from medi3d.inflation.fold import Fold
+from medi3d.inflation.kernels import Exactness
 from medi3d.inflation.plan import DepthLayer
 
 torchvision_shim.install()  # before timm, which imports torchvision
@@ -32,8 +33,6 @@ class Rule(nn.Module):
     """
 
     kind: ClassVar[Kind] = "conv"
-    exact: bool = True
-    """False where the chosen profile cannot equal the 2D layer by nature."""
 
     def __init__(self, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str) -> None:
         super().__init__()
@@ -51,6 +50,14 @@ class Rule(nn.Module):
         """In-plane kernel, stride and dilation of the 2D layer."""
         conv: Any = layer
         return to_pair(conv.kernel_size), to_pair(conv.stride), to_pair(getattr(conv, "dilation", 1))
+
+    @property
+    def exact_on(self) -> Exactness:
+        """The volumes on which each slice of the output is, by nature, what the 2D layer gives for that slice.
+
+        A step along depth leaves slices out, and which of them differs between layers.
+        """
+        return "any" if self.depth.kernel == self.depth.stride == 1 else "boring"
 
     def extra_repr(self) -> str:
         """Kernel and stride as (depth, height, width), for `print(network)`."""

@@ -1,4 +1,4 @@
-"""Rules for convolutions: the kernel is spread over depth by a profile that sums to one."""
+"""Rules for convolutions: how the kernel is spread over depth is the profile's, see `kernels.PROFILES`."""
 
 import torch
 import torch.nn.functional as F
@@ -6,9 +6,17 @@ from torch import Tensor, nn
 
 from medi3d import torchvision_shim
 from medi3d.axes import to_pair
-from medi3d.errors import ShapeError
+from medi3d.errors import InexactError, ShapeError
 from medi3d.inflation.fold import Fold, merge_depth, pad_depth, split_depth
-from medi3d.inflation.kernels import adapt_channels, depth_profile, inflate_kernel
+from medi3d.inflation.kernels import (
+    PROFILES,
+    Exactness,
+    adapt_channels,
+    collapse_kernel,
+    depth_profile,
+    inflate_kernel,
+    place_in_planes,
+)
 from medi3d.inflation.plan import DepthLayer
 from medi3d.inflation.rules.base import Rule, register_rule
 
@@ -16,29 +24,98 @@ torchvision_shim.install()  # before timm, which imports torchvision
 from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame, pad_same  # noqa: E402
 
 
+class DepthConv(nn.Module):
+    """The k×1×1 half of a factorised convolution; it starts as identity: 1 in the middle tap.
+
+    It mixes the output channels of each group of the 2D convolution, all of them where there is
+    one group. At the start it is exact on any volume. Norm and activation between the two halves,
+    as R(2+1)D has them, are left out: the 2D network has none there.
+    """
+
+    def __init__(self, channels: int, groups: int, taps: int) -> None:
+        super().__init__()
+        width = channels // groups
+        weight = torch.zeros(channels, width, taps, 1, 1)
+        rows = torch.arange(channels)
+        weight[rows, rows % width, (taps - 1) // 2] = 1
+        self.weight = nn.Parameter(weight)
+        self.groups = groups
+
+    def forward(self, volume: Tensor, depth: DepthLayer) -> Tensor:
+        """`(B, C, D, H, W)`, already padded along depth -> `(B, C, D', H, W)`."""
+        step, dilation = (depth.stride, 1, 1), (depth.dilation, 1, 1)
+        return F.conv3d(volume, self.weight, stride=step, dilation=dilation, groups=self.groups)
+
+    def fold_into(self, kernel: Tensor) -> Tensor:
+        """The 2D kernel (or bias) of both halves on boring volumes: output channels mixed, `(O, ...)`."""
+        mix = self.weight.detach().sum(dim=2).flatten(1).to(kernel)  # (O, O / groups)
+        mix = mix.unflatten(0, (self.groups, -1))
+        return torch.einsum("gpo,go...->gp...", mix, kernel.unflatten(0, (self.groups, -1))).flatten(0, 1)
+
+
 @register_rule(nn.Conv2d)
 class ConvRule(Rule):
-    """A convolution: its kernel spread over depth by a profile that sums to one.
+    """A convolution, its kernel spread over depth.
 
-    Exact because on equal slices the taps see the same numbers, and their weights sum to the 2D
-    kernel. In-plane padding stays as it was, with zeros, "same" as TensorFlow has it, or mirrored.
+    Profiles that sum to one are exact because on equal slices the taps see the same numbers, and
+    their weights sum to the 2D kernel. A factorised layer keeps its kernel 1×k×k and has a second
+    convolution, `along_depth`; ACS keeps it 1×k×k too and lays it into planes at every step, so it
+    has no more parameters than in 2D. In-plane padding stays as it was, with zeros, "same" as
+    TensorFlow has it, or mirrored.
     """
 
     def __init__(
         self, layer: nn.Conv2d, depth: DepthLayer, fold: Fold, profile: str, channels: int | None = None
     ) -> None:
         super().__init__(layer, depth, fold, profile)
-        self.exact = profile != "repeat" or depth.kernel == 1
         self.groups = layer.groups
         self.padding_2d = self._symmetric_padding(layer)
         self.padding_mode = layer.padding_mode
         kernel = self.first_kernel(layer.weight.detach(), channels)
-        self.weight = nn.Parameter(inflate_kernel(kernel, depth.kernel, profile), layer.weight.requires_grad)
+        self.planes = profile == "acs" and depth.kernel > 1
+        if self.planes and self.kernel_2d != (depth.kernel, depth.kernel):
+            raise ShapeError(
+                f"profile acs needs k×k kernels and as many taps along depth, not {self.kernel_2d} and "
+                f"{depth.kernel} taps"
+            )
+        factorised = profile == "factorised" and depth.kernel > 1
+        taps = 1 if self.planes or factorised else depth.kernel
+        trained = layer.weight.requires_grad
+        self.weight = nn.Parameter(inflate_kernel(kernel, taps, profile), trained)
         self.bias = layer.bias
+        self.along_depth: DepthConv | None = None
+        if factorised:
+            self.along_depth = DepthConv(layer.out_channels, layer.groups, depth.kernel).to(self.weight)
+
+    @property
+    def exact_on(self) -> Exactness:
+        """What the profile promises; with a step along depth or one tap, as for every rule."""
+        promised = PROFILES[self.profile]
+        if self.depth.kernel == 1 or (promised == "any" and self.depth.stride > 1):
+            return super().exact_on
+        return promised
 
     def kernel(self) -> Tensor:
         """The kernel `(O, I, kD, kH, kW)` that the convolution uses."""
-        return self.weight
+        return self._laid(self.weight)
+
+    def _laid(self, kernel: Tensor) -> Tensor:
+        return place_in_planes(kernel[:, :, 0]) if self.planes else kernel
+
+    def flat_state(self) -> dict[str, Tensor]:
+        """Parameters, in float64, of the 2D layer that this one equals on boring volumes.
+
+        In planes (profile acs) it equals none: then those of the layer that it was made of.
+
+        Raises:
+            InexactError: there is no such layer.
+        """
+        state = {"weight": collapse_kernel(self.weight.detach().double())}
+        if self.bias is not None:
+            state["bias"] = self.bias.detach().double()
+        if self.along_depth is not None:
+            state = {name: self.along_depth.fold_into(tensor) for name, tensor in state.items()}
+        return state
 
     def first_kernel(self, kernel: Tensor, channels: int | None) -> Tensor:
         """The 2D kernel to inflate where this layer, the network's first, takes `channels` channels.
@@ -58,14 +135,13 @@ class ConvRule(Rule):
         """`(B·D, C, H, W)` -> `(B·D', O, H', W')`."""
         x, padding = self._pad_in_plane(x)
         weight, depth = self.kernel(), self.depth
-        if depth.kernel == depth.stride == 1:
-            return F.conv2d(
+        if self.along_depth is not None or depth.kernel == depth.stride == 1:
+            out = F.conv2d(
                 x, weight[:, :, 0], self.bias, self.stride_2d, padding, self.dilation_2d, self.groups
             )
-        volume = split_depth(x, self.fold.batch, self.multiplicity)  # (B, C, D, H, W)
-        volume = pad_depth(volume, *self.depth_padding(volume.shape[2]), depth.padding)
+            return out if self.along_depth is None else self._along_depth(out, self.along_depth)
         out = F.conv3d(
-            volume,
+            self._unfolded(x),
             weight,
             self.bias,
             stride=(depth.stride, *self.stride_2d),
@@ -74,6 +150,14 @@ class ConvRule(Rule):
             groups=self.groups,
         )
         return merge_depth(out, self.fold.batch, self.multiplicity)
+
+    def _along_depth(self, x: Tensor, layer: DepthConv) -> Tensor:
+        return merge_depth(layer(self._unfolded(x), self.depth), self.fold.batch, self.multiplicity)
+
+    def _unfolded(self, x: Tensor) -> Tensor:
+        """`(B·D, C, H, W)` -> `(B, C, D, H, W)`, padded along depth."""
+        volume = split_depth(x, self.fold.batch, self.multiplicity)
+        return pad_depth(volume, *self.depth_padding(volume.shape[2]), self.depth.padding)
 
     def _symmetric_padding(self, layer: nn.Conv2d) -> tuple[int, int]:
         if self.same or layer.padding == "valid":
@@ -127,6 +211,13 @@ class StdConvRule(ConvRule):
         factor = self.scale * torch.rsqrt(variance + self.eps)
         if self.gain is not None:
             factor = factor * self.gain.flatten()
-        share = depth_profile(self.depth.kernel, self.profile).to(self.weight)
+        share = depth_profile(self.weight.shape[2], self.profile).to(self.weight)
         centred = self.weight - mean.view(-1, 1, 1, 1, 1) * share.view(1, 1, -1, 1, 1)
-        return adapt_channels(centred * factor.view(-1, 1, 1, 1, 1), self.channels)
+        return self._laid(adapt_channels(centred * factor.view(-1, 1, 1, 1, 1), self.channels))
+
+    def flat_state(self) -> dict[str, Tensor]:
+        """As `ConvRule.flat_state`; a standardised kernel cannot take the mixing of channels into itself."""
+        state, kernel = super().flat_state(), collapse_kernel(self.weight.detach().double())
+        if self.along_depth is not None and not torch.equal(state["weight"], kernel):
+            raise InexactError("a trained k×1×1 after a standardised convolution equals no 2D layer")
+        return state
