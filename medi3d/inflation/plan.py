@@ -3,7 +3,8 @@
 A plan is data. In CT or MRI resampled to isotropic voxels the new axis is like the others
 (`isotropic`); in video it is time and keeps its own pace (`video`); where slices are thick it is
 held back until in-plane voxels have grown as large as the slices (`from_spacing`, the "pacing of
-receptive field growth" of the I3D paper, sec. 2.5, in millimetres).
+receptive field growth" of the I3D paper, sec. 2.5, in millimetres); at other frame rates than
+I3D's it keeps I3D's pace in milliseconds (`from_fps`).
 """
 
 import math
@@ -19,6 +20,9 @@ from medi3d.errors import PlanError
 
 Padding = Literal["replicate", "zeros", "valid"]
 Pace = int | Literal["in-plane"]
+
+I3D_FPS = 25.0
+"""Frames per second at which I3D reads its clips, and for which its plan was chosen."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Override:
 class KernelPlan:
     """How a 2D network is spread along depth.
 
-    Make one with `isotropic`, `video`, `planar`, `from_spacing` or `from_yaml`.
+    Make one with `isotropic`, `video`, `planar`, `from_spacing`, `from_fps` or `from_yaml`.
     """
 
     name: str
@@ -74,6 +78,8 @@ class KernelPlan:
     """The first so many max-pools neither look nor step along depth (I3D: 2)."""
     spacing: tuple[float, float, float] | None = None
     """Voxel size (depth, height, width) in mm by which depth is held back; None: isotropic."""
+    fps: float | None = None
+    """Frames per second of clips for which time keeps I3D's pace in milliseconds; None: no clock."""
     overrides: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
@@ -88,6 +94,10 @@ class KernelPlan:
             len(self.spacing) == 3 and all(0 < s < 1e4 for s in self.spacing)
         ):
             raise PlanError(f"plan {self.name!r}: spacing is {self.spacing}; give three sizes above 0 mm")
+        if self.fps is not None and not 0.1 <= self.fps <= 1e4:
+            raise PlanError(f"plan {self.name!r}: fps is {self.fps}; give frames per second, 0.1 to 10000")
+        if self.fps is not None and self.spacing is not None:
+            raise PlanError(f"plan {self.name!r} has both spacing and fps: depth is either space or time")
         for override in self.overrides:
             _check_override(self.name, override)
 
@@ -118,6 +128,27 @@ class KernelPlan:
             PlanError: not three positive numbers.
         """
         return cls(name="spacing", spacing=tuple(float(s) for s in spacing))  # type: ignore[arg-type]
+
+    @classmethod
+    def from_fps(cls, fps: float) -> "KernelPlan":
+        """I3D's pacing in milliseconds, for clips of another frame rate; at 25 fps it is `video`.
+
+        I3D (paper, sec. 2.5) lets one position span 80 ms at its first level, holds time there until
+        a position is 8 pixels wide, and ends at 320 ms for 32 pixels. At half the rate steps along
+        time are halved, at twice the rate doubled, as far as in-plane strides allow: by powers of
+        two, and never more than in-plane. Kernels keep their taps where time is not held.
+
+        That is right where things move as many pixels in a millisecond as they do for I3D (224×224
+        pixels, scenes of people). Motion per pixel is what counts: for frames of half the width give
+        twice the rate, for motion half as fast likewise.
+
+        Args:
+            fps: frames per second of the clips.
+
+        Raises:
+            PlanError: not a number from 0.1 to 10000.
+        """
+        return replace(cls.video(), name="fps", held_max_pools=0, fps=float(fps))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "KernelPlan":
@@ -211,6 +242,9 @@ class KernelPlan:
         """Slices per position where one position spans `in_plane_stride` voxels in-plane."""
         if self.stride != "in-plane":
             return 1
+        if self.fps is not None:
+            pace = 2.0 ** round(math.log2(self.fps / I3D_FPS))
+            return max(1, round(min(in_plane_stride, max(2 * pace, in_plane_stride * pace / 4))))
         return max(1, round(in_plane_stride / self._hold_factor()))
 
     def _hold_factor(self) -> int:
@@ -232,6 +266,9 @@ class KernelPlan:
             return min(self.kernel, in_plane)
         if geometry.in_plane_stride < self._hold_factor() * 0.99:
             return stride  # held back: look no further than the step, which is 1 or starts to catch up
+        held = self.fps is not None and stride < max(geometry.stride)
+        if held and (geometry.kind != "conv" or geometry.kernel == geometry.stride):
+            return stride  # a pool, or patches: I3D's 1×3×3
         return in_plane
 
 

@@ -1,11 +1,14 @@
 """Kernel plans: what each says of a layer, and what it refuses."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from medi3d.errors import PlanError
 from medi3d.inflation.plan import DepthLayer, KernelPlan, LayerGeometry, Override
+from medi3d.inflation.tracing import trace
+from medi3d.models.inception import InceptionV1Classifier
 
 PLANS = Path(__file__).parents[2] / "configs" / "plans"
 
@@ -61,6 +64,47 @@ def test_branches_meet_whatever_their_steps():
         assert direct == plan.layer(conv(2, 2)).stride * plan.layer(conv(2, 2, at=2)).stride
 
 
+def test_fps_of_i3d_is_the_video_plan_on_every_layer_of_i3d():
+    layers = trace(InceptionV1Classifier()).layers.values()
+    paced, video = KernelPlan.from_fps(25), KernelPlan.video()
+    assert [paced.layer(layer) for layer in layers] == [video.layer(layer) for layer in layers]
+
+
+@pytest.mark.parametrize(
+    ("fps", "steps"),
+    [
+        (100, [1, 2, 4, 8, 16, 32]),
+        (50, [1, 2, 4, 4, 8, 16]),
+        (30, [1, 2, 2, 2, 4, 8]),
+        (25, [1, 2, 2, 2, 4, 8]),
+        (12.5, [1, 1, 1, 1, 2, 4]),
+        (5, [1, 1, 1, 1, 1, 2]),
+        (1, [1, 1, 1, 1, 1, 1]),
+    ],
+    ids=str,
+)
+def test_fps_keeps_the_pace_in_milliseconds(fps, steps):
+    plan = KernelPlan.from_fps(fps)
+    assert [plan.depth_stride_at(2**level) for level in range(6)] == steps
+    through_layers = [plan.layer(conv(3, 2, at=2**level)).stride for level in range(5)]
+    assert math.prod(through_layers) == steps[-1]
+
+
+def test_fps_holds_pools_and_patches_and_keeps_the_kernels_of_convolutions():
+    plan = KernelPlan.from_fps(25)
+    held = {"at": 2, "stride": 2}
+    assert plan.layer(conv(3, kind="max_pool", **held)).kernel == 1
+    assert plan.layer(conv(2, **held)).kernel == 1
+    assert plan.layer(conv(3, **held)).kernel == 3
+    assert plan.layer(conv(3, kind="max_pool", at=2, stride=1)).kernel == 3
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), 1e9])
+def test_impossible_frame_rates_are_refused(fps):
+    with pytest.raises(PlanError, match="give frames per second"):
+        KernelPlan.from_fps(fps)
+
+
 def test_overrides_win_by_name():
     plan = KernelPlan("mine", overrides=(Override("stem.*", kernel=1, stride=1),))
     assert plan.layer(conv(7, 2, path="stem.conv")).kernel == 1
@@ -70,9 +114,10 @@ def test_overrides_win_by_name():
 def test_plan_survives_yaml(tmp_path):
     import yaml
 
-    plan = KernelPlan("mine", spacing=(5, 1, 1), overrides=(Override("a", kernel=3, optional=True),))
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plan.to_dict()))
-    assert KernelPlan.from_yaml(tmp_path / "mine.yaml") == plan
+    mine = KernelPlan("mine", spacing=(5, 1, 1), overrides=(Override("a", kernel=3, optional=True),))
+    for plan in (mine, KernelPlan.from_fps(12.5)):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plan.to_dict()))
+        assert KernelPlan.from_yaml(tmp_path / "mine.yaml") == plan
 
 
 @pytest.mark.parametrize(
@@ -84,6 +129,7 @@ def test_plan_survives_yaml(tmp_path):
         ("padding: mirror", "padding is 'mirror'"),
         ("spacing: [1, 1]", "give three sizes"),
         ("spacing: [0, 1, 1]", "give three sizes above 0 mm"),
+        ("{spacing: [1, 1, 1], fps: 25}", "either space or time"),
         ("overrides: [{kernel: 3}]", "pattern"),
         ("overrides: [{pattern: a, kernel: -1}]", "kernel is -1"),
         ("overrides: [7]", "must be keys and values"),
