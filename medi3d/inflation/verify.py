@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from medi3d.errors import ShapeError
 from medi3d.inflation.fold import Fold
+from medi3d.inflation.foreign import replicated_depth
 from medi3d.inflation.kernels import adapt_channels, inflate_kernel
 from medi3d.inflation.rules import Rule
 
@@ -93,7 +94,9 @@ def verify(
 
     Args:
         net2d: takes `(N, C, H, W)`.
-        net3d: takes `(B, C, D, H, W)` and returns the same structure with a depth axis.
+        net3d: takes `(B, C, D, H, W)` and returns the same structure with a depth axis, or with depth pooled
+            away. One that is 3D by birth is proven with its zero padding along depth replicated; what its own
+            padding does is in `border_rel_error`.
         size: height and width of the images in pixels; 64 if not given.
         depth: slices of the volume; if not given, enough for two positions at the deepest level.
 
@@ -101,9 +104,16 @@ def verify(
         ShapeError: the networks return different numbers of levels.
     """
     started = time.perf_counter()
-    size = size or 64
+    report = _compare_networks(net2d, net3d, size or 64, depth)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _compare_networks(net2d: nn.Module, net3d: nn.Module, size: int, depth: int | None) -> ExactnessReport:
     flat, deep = copy.deepcopy(net2d).eval(), copy.deepcopy(net3d).eval()
-    _adapt_stems(flat, _inner(deep))
+    if getattr(deep, "normaliser", None) is not None:  # the 2D network is shown what lies behind it
+        deep.in_channels, deep.normaliser = deep.normaliser.channels, None  # type: ignore[union-attr,assignment]
+    _adapt_stems(flat, deep)
     flat, deep = flat.double(), deep.double()
     generator = torch.Generator().manual_seed(20170522)  # the day of the paper
     images = _images(flat, deep, size, generator)
@@ -111,26 +121,26 @@ def verify(
 
     report = ExactnessReport(size=size)
     answers = _tensors(flat(images[0]))
-    with _padding(deep, "replicate"):
+    with _padding(deep, "replicate") as padded:
         try:
             report.depth = depth or _proof_depth(deep, images[1])
-            outputs = _tensors(deep(_volumes(images[1], report.depth)))
+            outputs = _maps(deep, _volumes(images[1], report.depth))
         except (RuntimeError, ShapeError, ValueError) as error:
             report.failure = _first_difference(flat, deep, images, depth or 64) or _brief(error)
-            report.seconds = time.perf_counter() - started
             return report
-    if len(outputs) != len(answers):
-        raise ShapeError(f"the 2D network returns {len(answers)} levels, the 3D network {len(outputs)}")
-    own = outputs
-    if any(r.depth.padding == "zeros" for r in deep.modules() if isinstance(r, Rule)):
-        own = _tensors(deep(_volumes(images[1], report.depth)[:2]))
-    for answer, output, padded in zip(answers, outputs, own, strict=True):
-        report.levels.append(_compare(answer, output, padded, size, report.depth))
+        if len(outputs) != len(answers):
+            raise ShapeError(f"the 2D network returns {len(answers)} levels, the 3D network {len(outputs)}")
+        if any(o[:2, :, 0].shape != a.shape for o, a in zip(outputs, answers, strict=True)):
+            found = _first_difference(flat, deep, images, report.depth)
+            report.failure = found or "a level has another shape in 3D"
+            return report
+    own = _maps(deep, _volumes(images[1], report.depth)[:2]) if padded else outputs
+    for answer, output, with_borders in zip(answers, outputs, own, strict=True):
+        report.levels.append(_compare(answer, output, with_borders, size, report.depth))
     report.mixes_depth = any(_mixes(output, report.depth) for output in outputs)
     if report.max_rel_error > TOLERANCE:
         with _padding(deep, "replicate"):
             report.failure = _first_difference(flat, deep, images, report.depth)
-    report.seconds = time.perf_counter() - started
     return report
 
 
@@ -139,21 +149,21 @@ def _adapt_stems(flat: nn.Module, deep: nn.Module) -> None:
 
     Done in the precision of the weights: in float32 a sum over RGB is rounded, once, in both.
     """
-    twins = dict(deep.named_parameters())
+    source, target = _first_kernel_channels(flat), _first_kernel_channels(deep)
+    twins = dict(_inner(deep).named_parameters())
     for name, parameter in flat.named_parameters():
         twin = twins.get(name)
-        if (
-            twin is not None
-            and parameter.dim() == 4
-            and twin.dim() == 5
-            and twin.shape[1] != parameter.shape[1]
-        ):
-            parameter.data = adapt_channels(parameter.data, twin.shape[1])
+        if twin is None or (parameter.dim(), twin.dim()) != (4, 5):
+            continue
+        if (parameter.shape[1], twin.shape[1]) == (source, target) and source != target:
+            parameter.data = adapt_channels(parameter.data, target)
 
 
 def _images(flat: nn.Module, deep: nn.Module, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Two different images for each network; grey where they still take different channels."""
     source, target = _first_kernel_channels(flat), _first_kernel_channels(deep)
+    if source != target:  # not adapted: the 2D network regroups its channels before its first convolution
+        source = getattr(deep, "image_channels", source)
     channels = source if source == target else 1
     images = torch.randn(2, channels, size, size, dtype=torch.float64, generator=generator)
     return images.expand(2, source, -1, -1).clone(), images.expand(2, target, -1, -1).clone()
@@ -173,7 +183,7 @@ def _changed_slice(depth: int) -> int:
 def _proof_depth(deep: nn.Module, images: Tensor) -> int:
     """Twice the largest stride along depth, at least 8: found on a thin volume."""
     probe = 32
-    outputs = _tensors(deep(images[:1].unsqueeze(2).repeat(1, 1, probe, 1, 1)))
+    outputs = _maps(deep, images[:1].unsqueeze(2).repeat(1, 1, probe, 1, 1))
     stride = max(-(-probe // max(output.shape[2], 1)) for output in outputs)
     return min(DEEPEST, max(8, 2 * stride))
 
@@ -181,8 +191,6 @@ def _proof_depth(deep: nn.Module, images: Tensor) -> int:
 def _compare(answer: Tensor, output: Tensor, padded: Tensor, size: int, depth: int) -> LevelReport:
     expected = answer.unsqueeze(2)
     scale = expected.abs().amax().clamp_min(1e-300)
-    if output[:2, :, 0].shape != answer.shape:
-        raise ShapeError(f"a level is {tuple(answer.shape)} in 2D and {tuple(output.shape)} in 3D")
     error = (output[:2] - expected).abs().amax() / scale
     ends = padded[:2, :, [0, -1]]
     border = (ends - expected).abs().amax() / scale
@@ -196,18 +204,20 @@ def _mixes(output: Tensor, depth: int) -> bool:
     positions = output.shape[2]
     difference = (output[2] - output[0]).abs().transpose(0, 1).flatten(1).amax(dim=1)  # (D',)
     changed = difference > 1e-12 * output[0].abs().amax()
-    changed[min(_changed_slice(depth) * positions // depth, positions - 1)] = False
+    if positions > 1 or depth == 1:
+        changed[min(_changed_slice(depth) * positions // depth, positions - 1)] = False
     return bool(changed.any())
 
 
 @contextmanager
-def _padding(network: nn.Module, mode: str) -> Iterator[None]:
-    """Let depth be padded by replication for a while; `valid` layers stay valid."""
+def _padding(network: nn.Module, mode: str) -> Iterator[bool]:
+    """Let depth be padded by replication for a while, not in `valid` layers; gives whether any pads zeros."""
     rules = [r for r in network.modules() if isinstance(r, Rule) and r.depth.padding == "zeros"]
     for rule in rules:
         rule.depth = replace(rule.depth, padding=mode)  # type: ignore[arg-type]
     try:
-        yield
+        with replicated_depth(network) as foreign:
+            yield bool(rules) or foreign
     finally:
         for rule in rules:
             rule.depth = replace(rule.depth, padding="zeros")
@@ -276,7 +286,10 @@ def _first_difference(flat: nn.Module, deep: nn.Module, images: tuple[Tensor, Te
         reference = expected.get(path)
         if reference is None or reference.shape[0] != batch or output.shape[0] % batch:
             continue
-        slices = output.unflatten(0, (batch, -1)) if inner is not deep else output.movedim(2, 1)
+        if inner is not deep:
+            slices = output.unflatten(0, (batch, -1))
+        else:  # depth of a network that is 3D by birth may be pooled away
+            slices = output.movedim(2, 1) if output.dim() == 5 else output.unsqueeze(1)
         if slices[:, 0].shape != reference.shape:
             return (
                 f"module {path!r} gives {tuple(slices.shape[2:])} where 2D gives {tuple(reference.shape[1:])}"
@@ -317,11 +330,12 @@ def _inner(network: nn.Module) -> nn.Module:
 
 def _first_kernel_channels(network: nn.Module) -> int:
     known = getattr(network, "in_channels", None)
+    if _inner(network) is network:  # the weights know better: a stem may have been adapted
+        for layer in network.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+                return layer.weight.shape[1] * layer.groups
     if isinstance(known, int):
         return known
-    for layer in network.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
-            return layer.weight.shape[1] * layer.groups
     raise ShapeError(f"{type(network).__name__} has no convolution, so its input channels are not known")
 
 
@@ -330,6 +344,11 @@ def _tensors(output: Any) -> list[Tensor]:
         return [output]
     values = output.values() if isinstance(output, dict) else output
     return [tensor for value in values for tensor in _tensors(value)]
+
+
+def _maps(deep: nn.Module, volumes: Tensor) -> list[Tensor]:
+    """Outputs of a 3D network; where depth is pooled away, `(B, C)` as one position `(B, C, 1)`."""
+    return [output.unsqueeze(2) if output.dim() == 2 else output for output in _tensors(deep(volumes))]
 
 
 def _brief(error: Exception) -> str:

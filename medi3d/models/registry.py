@@ -1,18 +1,23 @@
 """2D sources by name: what can be inflated without bringing a network of one's own."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
+from monai.networks import nets
 from torch import nn
 
 from medi3d import torchvision_shim
 from medi3d.errors import SourceError
 from medi3d.models.inception import DEFAULT_END_POINTS, InceptionV1
+from medi3d.models.pyramid import extract_pyramid
 
 torchvision_shim.install()
 import timm  # noqa: E402 - timm needs the shim
+import torchvision  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -39,34 +44,42 @@ def register_source(name: str, description: str) -> Callable:
 
 def list_sources() -> list[str]:
     """Every name that `create_encoder` and `medi3d inflate` take."""
-    return [*_SOURCES, *(f"timm:{name}" for name in timm.list_models())]
+    return [
+        *_SOURCES,
+        *(f"{family}:{name}" for family, known in _LIBRARIES.items() for name in known.names()),
+    ]
 
 
 def build_source(source: str, *, levels: int | None = None, pretrained: bool = False) -> nn.Module:
     """The 2D network of that name, returning a list of feature maps `(N, C, H, W)`, fine to coarse.
 
     Args:
-        source: `timm:NAME`, or a name of medi3d's own (`inception_v1`).
+        source: `timm:NAME`, `torchvision:NAME`, `monai:NAME`, or a name of medi3d's own (`inception_v1`).
         levels: use only the first so many maps and build no deeper; None: all.
         pretrained: timm's own weights, downloaded by timm.
 
     Raises:
-        SourceError: unknown name (near ones are listed), or timm has no feature maps for it.
+        SourceError: unknown name (near ones are listed), or its library has no feature maps for it.
     """
+    family, _, name = source.partition(":")
     if source in _SOURCES:
         return _SOURCES[source].build(levels)
-    family, _, name = source.partition(":")
-    if family == "timm" and name:
-        return _build_timm(name, levels, pretrained)
-    near = get_close_matches(source, list_sources(), n=5, cutoff=0.5)
-    hint = f"; near: {', '.join(near)}" if near else ""
-    raise SourceError(f"unknown source {source!r}: use timm:NAME or {', '.join(_SOURCES)}{hint}")
+    if family not in _LIBRARIES or not name:
+        near = _near(source, list_sources())
+        kinds = [*(f"{known}:NAME" for known in _LIBRARIES), *_SOURCES]
+        raise SourceError(f"unknown source {source!r}: use {', '.join(kinds)}{near and f'; near: {near}'}")
+    library = _LIBRARIES[family]
+    if name.split(".")[0] not in library.names():
+        near = _near(name, library.names()) or "none"
+        raise SourceError(f"{family} has no model {name!r}; near: {near}")
+    return library.build(name, levels, pretrained)
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    return ", ".join(get_close_matches(name, list(known), n=5, cutoff=0.5))
 
 
 def _build_timm(name: str, levels: int | None, pretrained: bool) -> nn.Module:
-    if name.split(".")[0] not in timm.list_models():
-        near = get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
-        raise SourceError(f"timm has no model {name!r}; near: {', '.join(near) or 'none'}")
     wanted: dict[str, Any] = {} if levels is None else {"out_indices": tuple(range(levels))}
     try:
         return timm.create_model(name, features_only=True, pretrained=pretrained, **wanted)
@@ -75,11 +88,59 @@ def _build_timm(name: str, levels: int | None, pretrained: bool) -> nn.Module:
         raise SourceError(f"timm cannot build {name!r} as an encoder: {reason}") from error
 
 
+def _build_torchvision(name: str, levels: int | None, pretrained: bool) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # GoogLeNet and Inception announce that their initialisation is slow
+        return extract_pyramid(torchvision.models.get_model(name, weights=None), levels)
+
+
+_MONAI: dict[str, Callable[[], nn.Module]] = {
+    **{
+        # MONAI's default stem keeps the resolution; the published ResNet, and MONAI's own encoders, halve it.
+        name: partial(getattr(nets, name), spatial_dims=2, conv1_t_stride=2, feed_forward=False)
+        for name in ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200")
+    },
+    **{
+        name: partial(getattr(nets, name), spatial_dims=2, in_channels=3, out_channels=1)
+        for name in ("densenet121", "densenet169", "densenet201", "densenet264")
+    },
+    **{
+        f"efficientnet-b{size}": partial(nets.EfficientNetBN, f"efficientnet-b{size}", pretrained=False)
+        for size in range(9)
+    },
+}
+
+
+def _build_monai(name: str, levels: int | None, pretrained: bool) -> nn.Module:
+    return extract_pyramid(_MONAI[name](), levels)
+
+
+@dataclass(frozen=True)
+class _Library:
+    """A library of networks: the names that it has, and how one is built as an encoder."""
+
+    names: Callable[[], Collection[str]]
+    build: Callable[[str, int | None, bool], nn.Module]
+
+
+_LIBRARIES = {
+    "timm": _Library(timm.list_models, _build_timm),
+    "torchvision": _Library(lambda: torchvision.models.list_models(torchvision.models), _build_torchvision),
+    "monai": _Library(lambda: _MONAI.keys(), _build_monai),
+}
+
+
+def _end_points(levels: int | None) -> tuple[str, ...]:
+    if levels is not None and levels > len(DEFAULT_END_POINTS):
+        raise SourceError(f"levels is {levels}: Inception-V1 has {len(DEFAULT_END_POINTS)} feature maps")
+    return DEFAULT_END_POINTS[:levels]
+
+
 @register_source("inception_v1", "Inception-V1 with batch norm; under the video plan it is I3D")
 def _inception(levels: int | None) -> nn.Module:
-    return InceptionV1(DEFAULT_END_POINTS[:levels])
+    return InceptionV1(_end_points(levels))
 
 
 @register_source("inception_v1_fine", "Inception-V1 with stem stride 1, for small volumes; same weights")
 def _inception_fine(levels: int | None) -> nn.Module:
-    return InceptionV1(DEFAULT_END_POINTS[:levels], stem_stride=1)
+    return InceptionV1(_end_points(levels), stem_stride=1)

@@ -90,6 +90,25 @@ def load_weights(
     return loader.load(read_tensors(path), names, profile)
 
 
+def inflate_state(net2d: nn.Module, net3d: nn.Module, profile: str = "mean") -> LoadReport:
+    """Fill a 3D network with the weights of its 2D twin, completely or not at all.
+
+    For libraries that build one architecture for two and for three dimensions under the same names, as MONAI
+    does: kernels are spread over depth, everything else is copied. `verify(net2d, net3d)` proves the result.
+
+    Args:
+        net2d: the source, with kernels `(O, I, kH, kW)`; not changed.
+        net3d: the same architecture with kernels `(O, I, kD, kH, kW)`, filled in place. A first layer for
+            another number of channels takes RGB kernels as `adapt_channels` says.
+        profile: how a kernel is spread over its taps, see `medi3d.inflation.kernels`.
+
+    Raises:
+        WeightsError: the networks are not twins; the tensor that does not fit is named.
+    """
+    name = f"2D {type(net2d).__name__}"
+    return _Loader(net3d, Path(name), (), LoadReport(name)).load(net2d.state_dict(), None, profile)
+
+
 def _row_name(weights: str | Path) -> str:
     path = Path(weights)
     return f"file:{path}" if isinstance(weights, Path) or (path.suffix and path.is_file()) else str(weights)
