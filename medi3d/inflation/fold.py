@@ -8,6 +8,8 @@ D = N / B at any point, also after a stride along depth. In channels-last memory
 unfolding are views and cost nothing.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,9 +23,24 @@ class Fold:
 
     def __init__(self) -> None:
         self.batch = 1
+        self.tubelet = 1
+        """Slices that are grouped into channels at the entry, see `TubeletRule`."""
+        self.height = 0
+        """Height of the volume in voxels."""
+        self.in_pool = False
+        """Whether a rule is running its 2D pool, see `FunctionalPools`."""
+
+    @contextmanager
+    def pooling(self) -> Iterator[None]:
+        """While a rule runs its 2D pool."""
+        before, self.in_pool = self.in_pool, True
+        try:
+            yield
+        finally:
+            self.in_pool = before
 
     def fold(self, volume: Tensor) -> Tensor:
-        """`(B, C, D, H, W)` -> `(B·D, C, H, W)`, and remember B.
+        """`(B, C, D, H, W)` -> `(B·D, C, H, W)`, and remember B; with tubelets `(B·D/r, C·r, H, W)`.
 
         Raises:
             ShapeError: `volume` is not 5-D or has an empty axis.
@@ -32,8 +49,12 @@ class Fold:
             raise ShapeError(
                 f"an inflated network takes (B, C, D, H, W) with no empty axis, not {tuple(volume.shape)}"
             )
-        self.batch = volume.shape[0]
-        return volume.transpose(1, 2).flatten(0, 1)
+        self.batch, self.height = volume.shape[0], volume.shape[3]
+        if self.tubelet == 1:
+            return volume.transpose(1, 2).flatten(0, 1)
+        volume = pad_depth(volume, 0, -volume.shape[2] % self.tubelet, "replicate")
+        grouped = volume.unflatten(2, (-1, self.tubelet))  # (B, C, D/r, r, H, W)
+        return grouped.transpose(1, 2).flatten(0, 1).flatten(1, 2)
 
     def unfold(self, output: Any) -> Any:
         """Bring depth back into every tensor of a network's output, to dimension 2.

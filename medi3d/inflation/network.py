@@ -1,18 +1,20 @@
 """Inflate a whole 2D network: trace it, put the rules in, prove the result."""
 
 import copy
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from medi3d.axes import Triple
 from medi3d.errors import InexactError, PlanError, ShapeError
+from medi3d.inflation.families import Pacing, has_functional_pools, pacing_of
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.kernels import EXACTNESS, PROFILES, Exactness
-from medi3d.inflation.plan import KernelPlan
+from medi3d.inflation.plan import DepthLayer, KernelPlan, LayerGeometry
 from medi3d.inflation.reach import Level, measure_levels
-from medi3d.inflation.rules import Rule, find_rule
+from medi3d.inflation.rules import FunctionalPools, Rule, TubeletRule, find_rule
 from medi3d.inflation.tracing import Trace, trace
 from medi3d.inflation.verify import TOLERANCE, ExactnessReport, verify
 
@@ -81,17 +83,22 @@ class Inflated(nn.Module):
     """
 
     report: InflationReport
+    normaliser: nn.Module | None
+    """From the data's range and channels to those that the weights expect; the proof is without it."""
 
     def __init__(
-        self, network: nn.Module, fold: Fold, in_channels: int, plan: KernelPlan, profile: str, size: int
+        self, network: nn.Module, fold: Fold, seen: Trace, in_channels: int, plan: KernelPlan, profile: str
     ) -> None:
         super().__init__()
         self.network = network
         self.fold = fold
         self.in_channels = in_channels
+        self.image_channels = seen.channels
         self.plan = plan
         self.profile = profile
-        self.levels = measure_levels(network, in_channels, size)
+        self.normaliser = None
+        self.functional_pools = has_functional_pools(network)
+        self.levels = measure_levels(self, fold, seen.size)
 
     @property
     def out_channels(self) -> list[int]:
@@ -114,7 +121,11 @@ class Inflated(nn.Module):
                 f"this network takes {self.in_channels} channel(s), the input {tuple(volume.shape)} "
                 f"has {volume.shape[1]}; inflate with in_channels={volume.shape[1]}"
             )
-        return self.fold.unfold(self.network(self.fold.fold(volume)))
+        if self.normaliser is not None:
+            volume = self.normaliser(volume)
+        functional = FunctionalPools(self.fold, self.plan) if self.functional_pools else nullcontext()
+        with functional:
+            return self.fold.unfold(self.network(self.fold.fold(volume)))
 
     def rules(self) -> dict[str, Rule]:
         """Every layer that works along depth, by its path."""
@@ -185,21 +196,32 @@ def build(
         raise ShapeError(f"a network needs at least 1 input channel, not {in_channels}")
     seen = trace(net2d)
     plan.check_patterns(list(seen.layers))
-    fold = Fold()
+    fold, pacing = Fold(), pacing_of(net2d)
     network = copy.deepcopy(net2d)
     for path, geometry in seen.layers.items():
         layer = network.get_submodule(path)
+        first = path in seen.stems
         rule_type = find_rule(layer)
         assert rule_type is not None
-        first = {"channels": in_channels} if path in seen.stems else {}
+        if pacing == "entry" and first:
+            rule_type = TubeletRule
+        depth = _paced(plan.layer(geometry), geometry, "natural" if rule_type is TubeletRule else pacing)
         try:
-            rule = rule_type(layer, plan.layer(geometry), fold, profile, **first)
+            rule = rule_type.of(layer, depth, fold, profile, in_channels if first else None)
         except (PlanError, ShapeError) as error:
             raise type(error)(f"layer {path!r}: {error}") from error
         rule.multiplicity = seen.multiplicity[path]
         rule.train(layer.training)
         network = _replace(network, path, rule)
-    return Inflated(network, fold, in_channels or seen.channels, plan, profile, seen.size), seen
+    return Inflated(network, fold, seen, in_channels or seen.channels, plan, profile), seen
+
+
+def _paced(layer: DepthLayer, geometry: LayerGeometry, pacing: Pacing) -> DepthLayer:
+    """The layer's depth settings where the family takes no step here: patches then stay in their slice."""
+    if pacing == "natural" or layer.stride == 1:
+        return layer
+    patches = geometry.kernel == geometry.stride
+    return replace(layer, stride=1, kernel=1 if patches else layer.kernel)
 
 
 def _replace(network: nn.Module, path: str, layer: nn.Module) -> nn.Module:
@@ -216,7 +238,7 @@ def _replace(network: nn.Module, path: str, layer: nn.Module) -> nn.Module:
 
 def describe_layers(inflated: Inflated) -> list[InflatedLayer]:
     """One row per layer that works along depth, in the order of the network's modules."""
-    return [_row(path, rule) for path, rule in inflated.rules().items()]
+    return [_row(path, rule) for path, rule in inflated.rules().items() if rule.kind != "other"]
 
 
 def _row(path: str, rule: Rule) -> InflatedLayer:
@@ -226,5 +248,5 @@ def _row(path: str, rule: Rule) -> InflatedLayer:
         kernel_3d=(rule.depth.kernel, *rule.kernel_2d),
         stride_3d=(rule.depth.stride, *rule.stride_2d),
         padding=rule.depth.padding,
-        rule=type(rule).__name__,
+        rule=type(rule).__name__.split("_")[0],  # an adopted layer's class names both
     )

@@ -30,7 +30,7 @@ class LayerGeometry:
     """What a layer does in-plane, measured when the 2D network ran once."""
 
     path: str
-    kind: Literal["conv", "max_pool", "avg_pool", "resample"]
+    kind: Literal["conv", "max_pool", "avg_pool", "resample", "upsample", "attention", "other"]
     kernel: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int] = (1, 1)
@@ -74,6 +74,8 @@ class KernelPlan:
     """Depth taps of convolutions and pools: as in-plane, or a number (1 keeps slices apart)."""
     stride: Pace = "in-plane"
     padding: Padding = "replicate"
+    attention: int = 3
+    """Slices whose keys and values an attention layer sees: itself and its neighbours (1: itself alone)."""
     held_max_pools: int = 0
     """The first so many max-pools neither look nor step along depth (I3D: 2)."""
     spacing: tuple[float, float, float] | None = None
@@ -94,6 +96,8 @@ class KernelPlan:
             len(self.spacing) == 3 and all(0 < s < 1e4 for s in self.spacing)
         ):
             raise PlanError(f"plan {self.name!r}: spacing is {self.spacing}; give three sizes above 0 mm")
+        if not (isinstance(self.attention, int) and self.attention % 2 == 1 and self.attention > 0):
+            raise PlanError(f"plan {self.name!r}: attention is {self.attention!r}; use an odd number from 1")
         if self.fps is not None and not 0.1 <= self.fps <= 1e4:
             raise PlanError(f"plan {self.name!r}: fps is {self.fps}; give frames per second, 0.1 to 10000")
         if self.fps is not None and self.spacing is not None:
@@ -115,7 +119,7 @@ class KernelPlan:
     @classmethod
     def planar(cls) -> "KernelPlan":
         """Depth kernel and stride 1: the 2D network on every slice."""
-        return cls(name="planar", kernel=1, stride=1)
+        return cls(name="planar", kernel=1, stride=1, attention=1)
 
     @classmethod
     def from_spacing(cls, spacing: Sequence[float]) -> "KernelPlan":
@@ -215,6 +219,8 @@ class KernelPlan:
         """Kernel, stride, dilation and padding along depth for one layer."""
         stride = self._depth_stride(geometry)
         kernel = self._depth_kernel(geometry, stride)
+        if geometry.kind == "attention":
+            kernel, stride = self.attention, 1
         if geometry.kind == "max_pool" and geometry.ordinal < self.held_max_pools:
             kernel = stride = 1
         layer = DepthLayer(kernel, stride, max(geometry.dilation), self.padding)
@@ -256,8 +262,10 @@ class KernelPlan:
 
     def _depth_stride(self, geometry: LayerGeometry) -> int:
         if self.stride != "in-plane":
-            return self.stride if max(geometry.stride) > 1 else 1
+            return self.stride if max(geometry.stride) > 1 and geometry.kind != "upsample" else 1
         before = self.depth_stride_at(geometry.in_plane_stride)
+        if geometry.kind == "upsample":
+            return before // self.depth_stride_at(geometry.in_plane_stride / max(geometry.stride))
         return self.depth_stride_at(geometry.in_plane_stride * max(geometry.stride)) // before
 
     def _depth_kernel(self, geometry: LayerGeometry, stride: int) -> int:

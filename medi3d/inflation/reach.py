@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from medi3d.axes import Triple
+from medi3d.inflation.fold import Fold
 from medi3d.inflation.rules import Rule
 
 
@@ -41,7 +42,10 @@ class _Reach:
         field = [
             f + (k - 1) * d * s for f, k, d, s in zip(self.field, kernel, dilation, self.step, strict=True)
         ]
-        step = [s * t for s, t in zip(self.step, stride, strict=True)]
+        if rule.kind == "upsample":
+            step = [max(1, s // t) for s, t in zip(self.step, stride, strict=True)]
+        else:
+            step = [s * t for s, t in zip(self.step, stride, strict=True)]
         return _Reach(tuple(field), tuple(step))  # type: ignore[arg-type]
 
     def join(self, other: "_Reach") -> "_Reach":
@@ -74,21 +78,24 @@ class _Carrier(Tensor):
 
 
 @torch.no_grad()
-def measure_levels(network: nn.Module, channels: int, size: int) -> list[Level]:
-    """Channels, stride and receptive field of every output of a folded 2D network.
+def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
+    """Channels, stride and receptive field of every output of an inflated network.
 
     Args:
-        network: takes `(B·D, C, H, W)`; its layers with depth are rules.
-        channels: channels that it takes.
+        inflated: has `network`, `in_channels`, and rules for its layers with depth.
+        fold: of the network.
         size: height and width of an image that it takes, in pixels.
     """
+    declared: Any = inflated
+    network: nn.Module = declared.network
     rules = [module for module in network.modules() if isinstance(module, Rule)]
     parameter = next(network.parameters())
-    image = torch.zeros(1, channels, size, size, dtype=parameter.dtype, device=parameter.device)
-    carrier = image.as_subclass(_Carrier)
+    # One slice is enough, unless slices are multiplied again on the way.
+    slices = size if any(rule.kind == "upsample" for rule in rules) else 1
+    shape = (1, declared.in_channels, slices, size, size)
+    volume = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+    carrier = fold.fold(volume).as_subclass(_Carrier)
     carrier.reach = _Reach()
-    for rule in rules:
-        rule.fold.batch = 1
     training = network.training
     network.eval()
     hooks = [rule.register_forward_hook(_widen) for rule in rules]

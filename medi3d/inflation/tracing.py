@@ -34,21 +34,22 @@ def trace(net2d: nn.Module) -> Trace:
     Raises:
         SourceError: it takes no image, or no layer of it can be inflated.
     """
-    channels = _input_channels(net2d)
+    first = _input_channels(net2d)
     training = net2d.training
     net2d.eval()
     failure: Exception | None = None
     try:
-        for size in IMAGE_SIZES:
-            try:
-                return _run(net2d, channels, size)
-            except Exception as error:  # any network may refuse a size in its own way
-                failure = failure or error
+        for channels in dict.fromkeys((first, 3)):  # some regroup RGB before their first convolution
+            for size in IMAGE_SIZES:
+                try:
+                    return _run(net2d, channels, size)
+                except Exception as error:  # any network may refuse a size in its own way
+                    failure = failure or error
     finally:
         net2d.train(training)
     reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
     raise SourceError(
-        f"{type(net2d).__name__} takes no (2, {channels}, S, S) image for S from {IMAGE_SIZES[0]} "
+        f"{type(net2d).__name__} takes no (2, {first}, S, S) image for S from {IMAGE_SIZES[0]} "
         f"to {IMAGE_SIZES[-1]}: {reason}"
     )
 

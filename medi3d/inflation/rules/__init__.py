@@ -8,18 +8,34 @@ along its bases, so a subclass inherits the rule of its parent unless it has its
 gets wrong, the proof (`verify`) finds. Add one for a layer of your own with `@register_rule(Type)`.
 """
 
+from medi3d.inflation.rules.adopted import AttentionRule, MergingRule
 from medi3d.inflation.rules.base import Rule, find_rule, register_rule
 from medi3d.inflation.rules.convolution import ConvRule, StdConvRule
-from medi3d.inflation.rules.pooling import AvgPoolRule, BlurPoolRule, MaxPoolRule, PoolRule
+from medi3d.inflation.rules.pooling import (
+    AvgPoolRule,
+    BlurPoolRule,
+    FunctionalPools,
+    MaxPoolRule,
+    PoolRule,
+    UpsampleRule,
+)
+from medi3d.inflation.rules.stochastic import DropPathRule
+from medi3d.inflation.rules.tubelet import TubeletRule
 
 __all__ = [
+    "AttentionRule",
     "AvgPoolRule",
     "BlurPoolRule",
     "ConvRule",
+    "DropPathRule",
+    "FunctionalPools",
     "MaxPoolRule",
+    "MergingRule",
     "PoolRule",
     "Rule",
     "StdConvRule",
+    "TubeletRule",
+    "UpsampleRule",
     "find_rule",
     "register_rule",
 ]

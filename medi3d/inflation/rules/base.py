@@ -22,7 +22,10 @@ from timm.layers.pool2d_same import MaxPool2dSame  # noqa: E402
 
 _TENSORFLOW_SAME = (Conv2dSame, StdConv2dSame, ScaledStdConv2dSame, MaxPool2dSame, AvgPool2dSame)
 
-Kind = Literal["conv", "max_pool", "avg_pool", "resample"]
+Kind = Literal["conv", "max_pool", "avg_pool", "resample", "upsample", "attention", "other"]
+
+Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""Kernel, stride and dilation of a layer as (height, width)."""
 
 
 class Rule(nn.Module):
@@ -46,7 +49,19 @@ class Rule(nn.Module):
         self.kernel_2d, self.stride_2d, self.dilation_2d = self.geometry_of(layer)
 
     @classmethod
-    def geometry_of(cls, layer: nn.Module) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    def of(
+        cls, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str, channels: int | None = None
+    ) -> "Rule":
+        """The module that takes the layer's place.
+
+        Args:
+            channels: input channels, where `layer` is the first of the network and must take others.
+        """
+        first = {} if channels is None else {"channels": channels}
+        return cls(layer, depth, fold, profile, **first)
+
+    @classmethod
+    def geometry_of(cls, layer: nn.Module) -> Geometry:
         """In-plane kernel, stride and dilation of the 2D layer."""
         conv: Any = layer
         return to_pair(conv.kernel_size), to_pair(conv.stride), to_pair(getattr(conv, "dilation", 1))
@@ -87,6 +102,15 @@ class Rule(nn.Module):
 _RULES: dict[type[nn.Module], type[Rule]] = {}
 
 
+_ATTENTION: list[type[Rule]] = []
+
+
+def register_attention_rule(rule: type[Rule]) -> type[Rule]:
+    """Class decorator: this rule is for layers with timm's switch for torch's attention, `fused_attn`."""
+    _ATTENTION[:] = [rule]
+    return rule
+
+
 def register_rule(*types: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]:
     """Class decorator: this rule inflates layers of these types and of their subclasses."""
 
@@ -99,4 +123,7 @@ def register_rule(*types: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]
 
 def find_rule(layer: nn.Module) -> type[Rule] | None:
     """The rule for a layer: that of its own type, else of the nearest base class; None where none fits."""
-    return next((_RULES[base] for base in type(layer).__mro__ if base in _RULES), None)
+    for base in type(layer).__mro__:
+        if base in _RULES:
+            return _RULES[base]
+    return _ATTENTION[0] if _ATTENTION and hasattr(layer, "fused_attn") else None

@@ -1,15 +1,16 @@
 """Rules for pools and anti-aliased down-sampling: the 2D layer as it is, then the same along depth."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from medi3d import torchvision_shim
 from medi3d.axes import to_pair
 from medi3d.inflation.fold import Fold, merge_depth, pad_depth, split_depth
-from medi3d.inflation.plan import DepthLayer
-from medi3d.inflation.rules.base import Kind, Rule, register_rule
+from medi3d.inflation.plan import DepthLayer, KernelPlan, LayerGeometry
+from medi3d.inflation.rules.base import Geometry, Kind, Rule, register_rule
 
 torchvision_shim.install()  # before timm, which imports torchvision
 from timm.layers import BlurPool2d  # noqa: E402
@@ -34,17 +35,21 @@ class PoolRule(Rule):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B·D, C, H, W)` -> `(B·D', C, H', W')`."""
-        x = self.layer(x)
+        with self.fold.pooling():
+            x = self.layer(x)
         if self.depth.kernel == self.depth.stride == 1:
             return x
         volume = split_depth(x, self.fold.batch, self.multiplicity)
-        reach = (self.depth.kernel - 1) * self.depth.dilation
         volume = pad_depth(volume, *self.depth_padding(volume.shape[2]), "replicate")
-        reach = min(reach, volume.shape[2] - 1)  # a valid window longer than the clip is the whole clip
-        taps = range(0, reach + 1, self.depth.dilation)
-        end = volume.shape[2] - reach
-        out = self.combine([volume[:, :, tap : end + tap : self.depth.stride] for tap in taps])
+        out = self.combine(depth_windows(volume, self.depth))
         return merge_depth(out, self.fold.batch, self.multiplicity)
+
+
+def depth_windows(volume: Tensor, depth: DepthLayer) -> list[Tensor]:
+    """The taps of every window along depth of a padded `(B, C, D, H, W)`, each `(B, C, D', H, W)`."""
+    reach = min((depth.kernel - 1) * depth.dilation, volume.shape[2] - 1)  # a clip shorter than the window
+    end = volume.shape[2] - reach
+    return [volume[:, :, tap : end + tap : depth.stride] for tap in range(0, reach + 1, depth.dilation)]
 
 
 @register_rule(nn.MaxPool2d)
@@ -87,3 +92,72 @@ class BlurPoolRule(AvgPoolRule):
     def geometry_of(cls, layer: nn.Module) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """Filter size and stride of the blur."""
         return to_pair(layer.filt_size), to_pair(layer.stride), (1, 1)  # type: ignore[arg-type]
+
+
+@register_rule(nn.Upsample)
+class UpsampleRule(Rule):
+    """Enlargement: the 2D layer as it is, then each slice repeated as often as the plan asks.
+
+    The plan's answer undoes the steps along depth that lie between the two resolutions. Sizes must
+    divide for branches to meet, as in-plane.
+    """
+
+    kind: ClassVar[Kind] = "upsample"
+
+    def __init__(self, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str) -> None:
+        super().__init__(layer, depth, fold, profile)
+        self.layer = layer
+
+    @classmethod
+    def geometry_of(cls, layer: nn.Module) -> Geometry:
+        """Stride is the factor of enlargement; 1 where the layer has a size or no whole factor."""
+        factor: Any = getattr(layer, "scale_factor", None)
+        height, width = factor if isinstance(factor, tuple) else (factor, factor)
+        whole = all(f is not None and float(f).is_integer() for f in (height, width))
+        return (1, 1), (int(height), int(width)) if whole else (1, 1), (1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B·D, C, H, W)` -> `(B·D·f, C, H·f, W·f)`."""
+        x = self.layer(x)
+        if self.depth.stride == 1:
+            return x
+        volume = split_depth(x, self.fold.batch, self.multiplicity)
+        repeated = volume.repeat_interleave(self.depth.stride, dim=2)
+        return merge_depth(repeated, self.fold.batch, self.multiplicity)
+
+
+class FunctionalPools(TorchFunctionMode):
+    """While active, pools that a network calls as functions are spread along depth too.
+
+    For the families of `families.FUNCTIONAL_POOLS` alone: elsewhere such a call may be undone later
+    (GhostNetV2 enlarges again), or lie inside a layer that has a rule.
+    """
+
+    def __init__(self, fold: Fold, plan: KernelPlan) -> None:
+        super().__init__()
+        self.fold, self.plan = fold, plan
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        kind: Any = {"max_pool2d": "max_pool", "avg_pool2d": "avg_pool"}.get(getattr(func, "__name__", ""))
+        if kind is None or self.fold.in_pool:
+            return out
+        return self._along_depth(kind, out, *args, **(kwargs or {}))
+
+    def _along_depth(
+        self, kind: Any, out: Tensor, x: Tensor, kernel_size: Any, stride: Any = None, **_: Any
+    ) -> Tensor:
+        kernel = to_pair(kernel_size)
+        step = kernel if stride in (None, []) else to_pair(stride)
+        geometry = LayerGeometry("functional", kind, kernel, step, (1, 1), self.fold.height / x.shape[-2])
+        depth = self.plan.layer(geometry)
+        rule: type[PoolRule] = MaxPoolRule if kind == "max_pool" else AvgPoolRule
+        with self.fold.pooling():
+            volume = split_depth(out, self.fold.batch)
+            positions = -(-volume.shape[2] // depth.stride)
+            leading = (depth.kernel - 1) // 2
+            trailing = (positions - 1) * depth.stride + depth.kernel - leading - volume.shape[2]
+            volume = pad_depth(volume, leading, trailing, "replicate")
+            return merge_depth(rule.combine(depth_windows(volume, depth)), self.fold.batch)

@@ -1,0 +1,141 @@
+"""Rules that keep the 2D layer's own code and parameters and add what it lacks along depth.
+
+A convolution is replaced by its rule; a patch merging or an attention layer has code of its own
+that must stay. Such a layer is *adopted*: its class becomes a subclass of the rule and of what it
+was, so its parameters keep their names and its forward is called as it is.
+"""
+
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from medi3d import torchvision_shim
+from medi3d.inflation.fold import Fold
+from medi3d.inflation.plan import DepthLayer
+from medi3d.inflation.rules.base import Geometry, Kind, Rule, register_attention_rule, register_rule
+
+torchvision_shim.install()  # before timm, which imports torchvision
+from timm.layers import SpaceToDepth  # noqa: E402
+from timm.models import swin_transformer, swin_transformer_v2, swin_transformer_v2_cr  # noqa: E402
+
+_PAIR: Geometry = ((2, 2), (2, 2), (1, 1))
+_POINT: Geometry = ((1, 1), (1, 1), (1, 1))
+
+
+class AdoptedRule(Rule):
+    """A rule that becomes the layer's class instead of taking its place."""
+
+    @classmethod
+    def of(
+        cls, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str, channels: int | None = None
+    ) -> Rule:
+        """Give `layer` this rule's behaviour along depth, in place."""
+        kernel, stride, dilation = cls.geometry_of(layer)
+        original = type(layer)
+        layer.__class__ = type(f"{cls.__name__}_{original.__name__}", (cls, original), {})
+        rule: Any = layer
+        rule.depth, rule.fold, rule.profile, rule.multiplicity = depth, fold, profile, 1
+        rule.kernel_2d, rule.stride_2d, rule.dilation_2d = kernel, stride, dilation
+        return rule
+
+
+@register_rule(
+    SpaceToDepth,
+    swin_transformer.PatchMerging,
+    swin_transformer_v2.PatchMerging,
+    swin_transformer_v2_cr.PatchMerging,
+)
+class MergingRule(AdoptedRule):
+    """Merging of 2×2 patches into channels: the layer as it is, then the mean of neighbouring slices.
+
+    Exact because the mean of equal slices is the slice.
+    """
+
+    kind: ClassVar[Kind] = "resample"
+
+    @classmethod
+    def geometry_of(cls, layer: nn.Module) -> Geometry:
+        """Pairs in each direction; SpaceToDepth says its own block size."""
+        size = getattr(layer, "bs", getattr(layer, "block_size", 2))
+        return _PAIR if not isinstance(size, int) else ((size, size), (size, size), (1, 1))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the layer, with `ceil(D / stride)` slices."""
+        return _mean_of_slices(super().forward(*args, **kwargs), self)  # type: ignore[misc]
+
+
+@register_attention_rule
+class AttentionRule(AdoptedRule):
+    """Attention whose queries see the keys and values of neighbouring slices too.
+
+    Exact because a softmax over n copies of the same keys gives each 1/n of the weight, and the
+    weights of the copies sum back. Any layer that calls `scaled_dot_product_attention` can be
+    adopted: its call is widened, everything else (windows, positions, masks) is its own.
+    """
+
+    kind: ClassVar[Kind] = "attention"
+
+    @classmethod
+    def geometry_of(cls, layer: nn.Module) -> Geometry:
+        """In-plane it is not a window of voxels."""
+        return _POINT
+
+    @classmethod
+    def of(
+        cls, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str, channels: int | None = None
+    ) -> Rule:
+        """Adopt the layer, and let it use torch's attention where it would spell it out."""
+        layer.fused_attn = True  # type: ignore[assignment]
+        return super().of(layer, depth, fold, profile, channels)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As the layer; keys and values come from `depth.kernel` slices."""
+        slices = x.shape[0] // (self.fold.batch * self.multiplicity)
+        wide = self.depth.kernel > 1 and slices > 1
+        with _NeighbouringKeys(self.fold.batch, slices, self.depth.kernel) if wide else nullcontext():
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+
+
+class _NeighbouringKeys(TorchFunctionMode):
+    """While active, `scaled_dot_product_attention` sees keys and values of neighbouring slices."""
+
+    def __init__(self, batch: int, slices: int, reach: int) -> None:
+        super().__init__()
+        self.batch, self.slices, self.reach = batch, slices, reach
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query, key, value, *rest = args
+        mask = rest[0] if rest else kwargs.get("attn_mask")
+        if mask is not None:
+            mask = mask.repeat(*[1] * (mask.dim() - 1), self.reach)
+            rest, kwargs = ([mask, *rest[1:]], kwargs) if rest else ([], {**kwargs, "attn_mask": mask})
+        return func(query, self._widen(key), self._widen(value), *rest, **kwargs)
+
+    def _widen(self, tokens: Tensor) -> Tensor:
+        """`(B·D·q, ..., L, E)` -> `(B·D·q, ..., reach·L, E)`; slices beyond the ends repeat the end."""
+        by_slice = tokens.unflatten(0, (self.batch, self.slices, -1))
+        here = torch.arange(self.slices, device=tokens.device)
+        offsets = range(-(self.reach // 2), self.reach - self.reach // 2)
+        parts = [by_slice[:, (here + offset).clamp(0, self.slices - 1)] for offset in offsets]
+        return torch.cat(parts, dim=-2).flatten(0, 2)
+
+
+def _mean_of_slices(x: Tensor, rule: Rule) -> Tensor:
+    """`(B·D·q, ...)` -> `(B·D'·q, ...)`: the mean of each `stride` slices, the last repeated to fill."""
+    stride = rule.depth.stride
+    if stride == 1:
+        return x
+    x = x.unflatten(0, (rule.fold.batch, -1, rule.multiplicity))
+    missing = -x.shape[1] % stride
+    if missing:
+        x = torch.cat([x, *[x[:, -1:]] * missing], dim=1)
+    return x.unflatten(1, (-1, stride)).mean(dim=2).flatten(0, 2)
