@@ -119,7 +119,7 @@ def run_quickstart(config: Path, folder: Path, *, fresh: bool = False) -> list[d
     table = _dice_table(runs)
     with _step(6, "one page with all of it"):
         page = _page(folder, runs, masks, {"Validation Dice": table, "Proof of exactness": proofs})
-    print_rows("Validation Dice on VIRTUAL subjects, mean over grey and white matter", table)
+    print_rows("Validation Dice, VIRTUAL subjects", table)
     say(f"{time.monotonic() - begun:.0f} s in all. Look at {page}, masks in {folder / 'masks'}")
     return table
 

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,19 @@ def test_documents_point_at_files_that_are_there(file: Path) -> None:
 
 def test_the_quickstart_config_is_an_ordinary_one() -> None:
     assert load_config(ROOT / "configs" / "quickstart.yaml").task == "segmentation"
+
+
+def test_the_readmes_monai_script_runs() -> None:
+    torch = pytest.importorskip("torch")
+    block = re.search(r"## Inside your MONAI script\n\n((?: {4}.*\n|\n)+)", (ROOT / "README.md").read_text())
+    assert block
+    code = textwrap.dedent(block[1]).replace(
+        'weights="kinetics400/i3d-rgb"', "levels=3"
+    )  # no download in a test
+    code = code.replace('"cpu", 20', '"cpu", 1').replace("(96, 96, 96)", "(32, 32, 32)")
+    names = {
+        "loader": [{"image": torch.randn(1, 1, 32, 32, 32), "label": torch.ones(1, 1, 32, 32, 32)}],
+        "volume": torch.randn(1, 1, 40, 32, 30),
+    }
+    exec(code, names)
+    assert names["logits"].shape == (1, 3, 40, 32, 30)

@@ -1,4 +1,4 @@
-"""The virtual cohort: deterministic, complete, laid out as everything else reads it, and said to be virtual."""
+"""The virtual cohort: repeatable, complete, laid out as everything else reads it, and said to be virtual."""
 
 import json
 from dataclasses import replace
