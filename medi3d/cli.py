@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medi3d.errors import Medi3dError
+from medi3d.errors import Medi3dError, SourceError
 
 app = typer.Typer(
     name="medi3d",
@@ -86,8 +86,10 @@ def inflate(
     """
     from medi3d.console import print_inflation
     from medi3d.models.artifact import save_artifact
-    from medi3d.models.networks import create_encoder
+    from medi3d.models.networks import LEAN_UNET, create_encoder
 
+    if source == LEAN_UNET:
+        raise SourceError("unet, the lean baseline, is 3D from the start: there is nothing to inflate")
     encoder: Any = create_encoder(
         source,
         weights=weights,

@@ -81,7 +81,8 @@ def load_artifact(path: str | Path) -> Inflated:
     description, tensors = _read(path)
     net2d = build_source(description["source"], levels=description["encoder_levels"])
     plan = KernelPlan.from_dict(description["plan"])
-    encoder, _ = build(net2d, plan, profile=description["profile"], in_channels=description["in_channels"])
+    profile, channels = description["profile"], description["in_channels"]
+    encoder, seen = build(net2d, plan, profile=profile, in_channels=channels)
     ours = encoder.network.state_dict()
     wrong = [k for k in ours.keys() | tensors.keys() if k not in ours or k not in tensors]
     wrong += [k for k in ours.keys() & tensors.keys() if ours[k].shape != tensors[k].shape]
@@ -91,13 +92,13 @@ def load_artifact(path: str | Path) -> Inflated:
             f"misshapen, such as {sorted(wrong)[0]!r}"
         )
     encoder.network.load_state_dict(tensors)
-    report = prove(collapse(encoder, description["source"]), encoder)
+    report = prove(collapse(encoder, description["source"]), encoder, size=seen.size)
     report.source, report.weights = description["source"], description["weights"]
     return encoder
 
 
 def collapse(encoder: Inflated, source: str) -> nn.Module:
-    """The 2D network, in float64, that an encoder equals on boring volumes."""
+    """The 2D network, in float64, of which an encoder is the inflation."""
     flat = copy.deepcopy(build_source(source, levels=len(encoder.levels))).double()
     state = {name: tensor.double() for name, tensor in encoder.network.state_dict().items()}
     for path, rule in encoder.rules().items():

@@ -5,6 +5,7 @@ create_segmenter   encoder + U-Net decoder  ->  logits (B, classes, D, H, W), an
 create_classifier  encoder + linear head    ->  logits (B, classes)
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,27 +120,25 @@ def create_encoder(
     Raises:
         SourceError, WeightsError, PlanError, InexactError: as `inflate` and `load_weights` say.
     """
+    if levels is not None and levels < 1:
+        raise SourceError(f"an encoder needs at least 1 level, not {levels}")
     if source == LEAN_UNET:
         if weights is not None:
             raise SourceError(f"the lean U-Net has no pretrained weights, but {weights!r} is asked for")
-        return PlainEncoder(in_channels)
+        return PlainEncoder(in_channels, PLAIN_CHANNELS[:levels])
     if isinstance(source, str) and source.endswith(".safetensors"):
-        return _load_encoder(source, weights, in_channels)
-    if isinstance(source, str) and source.endswith(".safetensors"):
-        return _load_encoder(source, weights, in_channels)
-    net2d = (
-        source
-        if isinstance(source, nn.Module)
-        else build_source(source, levels=levels, pretrained=weights == "timm")
-    )
+        return _load_encoder(source, weights, in_channels, levels)
+    net2d = _source_network(source, weights, levels)
     row = None if weights in (None, "timm") else get_row(weights)
     report: LoadReport | None = None
     if row is not None and row.dimensions == 2:
         report = load_weights(net2d, row)
     encoder = inflate(net2d, plan, profile=profile, in_channels=in_channels, allow_inexact=allow_inexact)
     if row is not None and row.dimensions == 3:
-        report = load_weights(encoder.network, row)
-    if weights is None and isinstance(source, str):
+        report = load_weights(encoder, row)
+    if isinstance(source, nn.Module):
+        _check_maps(encoder, source)
+    elif weights is None:
         draw_kernels(encoder)
     encoder.report.source = source if isinstance(source, str) else type(source).__name__
     if report is not None and row is not None and row.dimensions == 2:
@@ -148,8 +147,36 @@ def create_encoder(
     return encoder
 
 
-def _load_encoder(path: str, weights: str | None, in_channels: int) -> nn.Module:
+def _source_network(source: str | nn.Module, weights: str | None, levels: int | None) -> nn.Module:
+    """The 2D network to inflate, the caller's own as a copy; refuse options that it could not follow."""
+    if isinstance(source, nn.Module):
+        if levels is not None or weights == "timm":
+            option = "levels" if levels is not None else "weights='timm'"
+            raise SourceError(f"{option} belongs to a source by name; {type(source).__name__} is a network")
+        return copy.deepcopy(source)
+    if weights == "timm" and not source.startswith("timm:"):
+        raise SourceError(f"weights 'timm' are for sources timm:NAME; {source!r} is none of them")
+    return build_source(source, levels=levels, pretrained=weights == "timm")
+
+
+@torch.no_grad()
+def _check_maps(encoder: Inflated, source: nn.Module) -> None:
+    """Refuse a network of the caller that returns anything but a list of feature maps."""
+    size, training = encoder.report.exactness.size, encoder.training
+    kernel = next(encoder.parameters())
+    maps = encoder.eval()(kernel.new_zeros(1, encoder.in_channels, 1, size, size))
+    encoder.train(training)
+    if not isinstance(maps, list) or any(not isinstance(x, Tensor) or x.dim() != 5 for x in maps):
+        raise SourceError(
+            f"{type(source).__name__} is no encoder: it must return a list of feature maps (N, C, H, W), "
+            "as timm's networks do with features_only=True"
+        )
+
+
+def _load_encoder(path: str, weights: str | None, in_channels: int, levels: int | None) -> nn.Module:
     encoder = load_artifact(path)
+    if levels not in (None, len(encoder.levels)):
+        raise SourceError(f"the artifact {path} has {len(encoder.levels)} levels, not {levels}")
     if weights is not None:
         raise SourceError(f"the artifact {path} has its weights; leave out {weights!r}")
     if encoder.in_channels != in_channels:
@@ -175,19 +202,25 @@ def _tell_inflated(report: LoadReport, net2d: nn.Module, network: nn.Module) -> 
 def draw_kernels(encoder: Inflated) -> None:
     """Draw every kernel with depth anew, independent in each tap, with the variance that keeps activations.
 
-    An inflated random kernel has N equal taps of variance v/N²; N independent taps need v/N each.
+    Where the 2D kernel has variance v, N independent taps need v/N each.
     """
     for rule in encoder.rules().values():
         taps = rule.weight.shape[2] if isinstance(rule, ConvRule) else 1
         if isinstance(rule, ConvRule) and taps > 1:
-            spread = float(rule.weight.detach().std()) * taps if rule.weight.numel() > 1 else 1.0
+            # Over all taps its deviation is the 2D one by N; as it is; or, one tap of N filled, by √N.
+            times = {"mean": taps, "repeat": 1}.get(rule.profile, taps**0.5)
+            spread = float(rule.weight.detach().std()) * times if rule.weight.numel() > taps else 1.0
             nn.init.normal_(rule.weight, std=spread / taps**0.5)
+
+
+PLAIN_CHANNELS = (32, 64, 128)
+"""Channels of the lean U-Net's encoder, fine to coarse."""
 
 
 class PlainEncoder(nn.Module):
     """The lean U-Net's encoder: one block of two 3×3×3 convolutions per level, each halving the size."""
 
-    def __init__(self, in_channels: int, channels: Sequence[int] = (32, 64, 128)) -> None:
+    def __init__(self, in_channels: int, channels: Sequence[int] = PLAIN_CHANNELS) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = list(channels)
@@ -198,7 +231,16 @@ class PlainEncoder(nn.Module):
         )
 
     def forward(self, volume: Tensor) -> list[Tensor]:
-        """`(B, C, D, H, W)` -> maps at strides 2, 4, 8."""
+        """`(B, C, D, H, W)` -> maps at strides 2, 4, 8.
+
+        Raises:
+            ShapeError: the input is not 5-D, is empty, or has another number of channels.
+        """
+        if volume.dim() != 5 or volume.shape[1] != self.in_channels or 0 in volume.shape:
+            raise ShapeError(
+                f"this network takes (B, {self.in_channels}, D, H, W) with no empty axis, "
+                f"not {tuple(volume.shape)}"
+            )
         maps = []
         for block in self.blocks:
             volume = block(volume)
@@ -228,7 +270,8 @@ class Segmenter(nn.Module):
         self.decoder = Decoder(declared.in_channels, declared.out_channels, declared.strides, channels, norm)
         supervised = self.decoder.out_channels if deep_supervision else self.decoder.out_channels[:1]
         self.heads = nn.ModuleList(nn.Conv3d(width, num_classes, 1) for width in supervised)
-        self.multiple = declared.strides[-1] if _drops_ends(encoder) else (1, 1, 1)
+        self.coarsest: Triple = declared.strides[-1]
+        self.multiple: Triple = self.coarsest if _drops_ends(encoder) else (1, 1, 1)
 
     def forward(self, volume: Tensor) -> Tensor | list[Tensor]:
         """`(B, C, D, H, W)` -> logits of the same size.
@@ -241,7 +284,7 @@ class Segmenter(nn.Module):
                 f"a segmenter takes (B, C, D, H, W) with no empty axis, not {tuple(volume.shape)}"
             )
         size = volume.shape[DEPTH:]
-        padded = _pad_to_multiple(volume, self.multiple)
+        padded = _pad_to(volume, _padded_size(size, self.coarsest, self.multiple))
         maps = self.decoder(padded, self.encoder(padded))
         finest = self.heads[0](maps[0])[:, :, : size[0], : size[1], : size[2]]
         if not self.training or len(self.heads) == 1:
@@ -316,11 +359,23 @@ def _check_classes(num_classes: int) -> None:
         raise ShapeError(f"num_classes is {num_classes}: give at least 2 (background counts as one)")
 
 
-def _pad_to_multiple(volume: Tensor, multiple: Triple) -> Tensor:
-    missing = [-size % m for size, m in zip(volume.shape[DEPTH:], multiple, strict=True)]
-    if not any(missing):
+def _padded_size(size: Sequence[int], coarsest: Triple, multiple: Triple) -> list[int]:
+    """The size to which a volume is padded: a multiple, and no single position at the coarsest level.
+
+    Norms take statistics over positions, so one alone has none: the axis that lacks least gets a second.
+    """
+    enough = list(size)
+    if all(s <= c for s, c in zip(size, coarsest, strict=True)):
+        axis = min(range(3), key=lambda a: coarsest[a] - size[a])
+        enough[axis] = coarsest[axis] + 1
+    return [s + -s % m for s, m in zip(enough, multiple, strict=True)]
+
+
+def _pad_to(volume: Tensor, size: Sequence[int]) -> Tensor:
+    """Repeat the far ends of `(B, C, D, H, W)` up to that (depth, height, width)."""
+    depth, height, width = (wanted - have for wanted, have in zip(size, volume.shape[DEPTH:], strict=True))
+    if not depth + height + width:
         return volume
-    depth, height, width = missing
     return nn.functional.pad(volume, (0, width, 0, height, 0, depth), mode="replicate")
 
 

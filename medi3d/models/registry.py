@@ -82,10 +82,13 @@ def _near(name: str, known: Iterable[str]) -> str:
 def _build_timm(name: str, levels: int | None, pretrained: bool) -> nn.Module:
     wanted: dict[str, Any] = {} if levels is None else {"out_indices": tuple(range(levels))}
     try:
-        return timm.create_model(name, features_only=True, pretrained=pretrained, **wanted)
+        net: Any = timm.create_model(name, features_only=True, pretrained=pretrained, **wanted)
     except Exception as error:  # timm raises many kinds: no features, no weights, no network
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SourceError(f"timm cannot build {name!r} as an encoder: {reason}") from error
+    if hasattr(net, "_stage_out_idx"):  # EfficientNets and MobileNets: timm runs blocks that nothing uses
+        net.blocks = net.blocks[: max(net._stage_out_idx)]
+    return net
 
 
 def _build_torchvision(name: str, levels: int | None, pretrained: bool) -> nn.Module:
