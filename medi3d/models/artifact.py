@@ -21,6 +21,7 @@ from medi3d.errors import WeightsError
 from medi3d.inflation.network import Inflated, build, prove
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.rules import ConvRule
+from medi3d.models.contract import Normaliser
 from medi3d.models.registry import build_source
 
 FORMAT = "medi3d-encoder-1"
@@ -81,8 +82,10 @@ def load_artifact(path: str | Path) -> Inflated:
     description, tensors = _read(path)
     net2d = build_source(description["source"], levels=description["encoder_levels"])
     plan = KernelPlan.from_dict(description["plan"])
-    profile, channels = description["profile"], description["in_channels"]
-    encoder, seen = build(net2d, plan, profile=profile, in_channels=channels)
+    channels, contract = description["in_channels"], description["weights"].get("contract")
+    normaliser = Normaliser.from_dict(contract, channels) if contract else None
+    inside = normaliser.channels if normaliser else channels
+    encoder, seen = build(net2d, plan, profile=description["profile"], in_channels=inside)
     ours = encoder.network.state_dict()
     wrong = [k for k in ours.keys() | tensors.keys() if k not in ours or k not in tensors]
     wrong += [k for k in ours.keys() & tensors.keys() if ours[k].shape != tensors[k].shape]
@@ -94,6 +97,7 @@ def load_artifact(path: str | Path) -> Inflated:
     encoder.network.load_state_dict(tensors)
     report = prove(collapse(encoder, description["source"]), encoder, size=seen.size)
     report.source, report.weights = description["source"], description["weights"]
+    encoder.in_channels, encoder.normaliser = channels, normaliser
     return encoder
 
 

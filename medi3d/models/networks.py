@@ -20,9 +20,10 @@ from medi3d.inflation.network import Inflated, inflate
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.rules import ConvRule
 from medi3d.models.artifact import load_artifact
+from medi3d.models.contract import Normaliser, timm_contract
 from medi3d.models.decoder import Decoder
 from medi3d.models.registry import build_source
-from medi3d.weights.catalogue import get_row
+from medi3d.weights.catalogue import WeightsRow, get_row
 from medi3d.weights.load import LoadReport, load_weights
 
 LEAN_UNET = "unet"
@@ -43,6 +44,8 @@ class NetworkSettings:
     """how 2D kernels are spread over depth: mean, centre, factorised, repeat, acs"""
     in_channels: int = 1
     """channels of the volumes or clips"""
+    contract: bool = True
+    """take data in [-1, 1] to the range, mean and std that the weights expect"""
     levels: int | None = None
     """encoder levels to use, fine to coarse; null: all"""
     decoder_channels: list[int] | None = None
@@ -80,6 +83,7 @@ def build_network(settings: NetworkSettings, task: str, num_classes: int) -> nn.
         in_channels=settings.in_channels,
         profile=settings.profile,
         levels=settings.levels,
+        contract=settings.contract,
     )
     if task == "classification":
         return create_classifier(encoder, num_classes=num_classes, dropout=settings.dropout)
@@ -100,6 +104,7 @@ def create_encoder(
     in_channels: int = 1,
     profile: str = "mean",
     levels: int | None = None,
+    contract: bool = True,
     allow_inexact: bool = False,
 ) -> nn.Module:
     """A 3D encoder: `(B, C, D, H, W)` -> list of feature maps; has `.out_channels` and `.strides`.
@@ -115,6 +120,8 @@ def create_encoder(
         in_channels: channels of the volumes.
         profile: depth profile, see `medi3d.inflation.kernels`.
         levels: use the first so many maps only; None: all.
+        contract: take data in [-1, 1] to what the weights expect (`medi3d.models.contract`); False
+            leaves that to you.
         allow_inexact: return a network that failed its proof, with the report.
 
     Raises:
@@ -133,7 +140,10 @@ def create_encoder(
     report: LoadReport | None = None
     if row is not None and row.dimensions == 2:
         report = load_weights(net2d, row)
-    encoder = inflate(net2d, plan, profile=profile, in_channels=in_channels, allow_inexact=allow_inexact)
+    normaliser = _normaliser(source, weights, row, in_channels) if contract else None
+    inside = in_channels if normaliser is None else normaliser.channels
+    encoder = inflate(net2d, plan, profile=profile, in_channels=inside, allow_inexact=allow_inexact)
+    encoder.in_channels, encoder.normaliser = in_channels, normaliser
     if row is not None and row.dimensions == 3:
         report = load_weights(encoder, row)
     if isinstance(source, nn.Module):
@@ -144,7 +154,17 @@ def create_encoder(
     if report is not None and row is not None and row.dimensions == 2:
         _tell_inflated(report, net2d, encoder.network)
     encoder.report.weights = {"name": weights or "none", **(report.to_dict() if report else {})}
+    if normaliser is not None:
+        encoder.report.weights["contract"] = normaliser.to_dict()
     return encoder
+
+
+def _normaliser(
+    source: str | nn.Module, weights: str | None, row: WeightsRow | None, in_channels: int
+) -> Normaliser | None:
+    """What brings data to what the weights expect; None where they do not say."""
+    contract = timm_contract(str(source)) if weights == "timm" else row.contract if row else None
+    return Normaliser(contract, in_channels) if contract else None
 
 
 def _source_network(source: str | nn.Module, weights: str | None, levels: int | None) -> nn.Module:

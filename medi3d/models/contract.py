@@ -1,0 +1,138 @@
+"""What pretrained weights expect of their input, applied inside the network.
+
+Weights were trained on `(pixel − mean) / std` for pixels in [0, 1]; medi3d's data lies in [−1, 1].
+The `Normaliser` stands before the encoder and takes the one to the other, `x · a + b`. It stays
+outside the first convolution: that one pads with zeros *after* normalisation, so a shift folded into
+its bias would be wrong along every border.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medi3d import torchvision_shim
+from medi3d.errors import ShapeError
+from medi3d.weights.catalogue import InputContract
+
+torchvision_shim.install()
+from timm.models import get_pretrained_cfg  # noqa: E402 - timm needs the shim
+
+DATA_RANGE = (-1.0, 1.0)
+"""Lowest and highest value of volumes and clips as medi3d's datasets give them."""
+
+MARGIN = 0.5
+"""Share of the range by which data may exceed it before it is called wrong: augmentation may do so."""
+
+
+class InputRangeWarning(UserWarning):
+    """The network is shown values far outside of what its weights were adapted to."""
+
+
+class Normaliser(nn.Module):
+    """From the data's range to what the weights expect: `(B, C, D, H, W)` -> `(B, channels, D, H, W)`.
+
+    Always exact, for any number of input channels. Where mean and std are the same for all channels,
+    one factor and one shift serve any number of channels. Where they differ, as ImageNet's do, data
+    with as many channels as the weights is taken in their order; otherwise each channel is a grey
+    image, shown as one in each of the weights' channels, so `channels` is 3 per channel of the data.
+    That costs the first convolution three times its work, and nothing elsewhere.
+
+    Args:
+        contract: what the weights expect.
+        in_channels: channels of the data.
+        data_range: lowest and highest value of the data, which mean black and white.
+
+    Raises:
+        ShapeError: fewer than one channel, or an empty range.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, contract: InputContract, in_channels: int, data_range: tuple[float, float] = DATA_RANGE
+    ) -> None:
+        super().__init__()
+        low, high = data_range
+        if in_channels < 1 or not low < high:
+            raise ShapeError(f"{in_channels} channels of the range {data_range} cannot be normalised")
+        self.contract, self.in_channels, self.data_range = contract, in_channels, (low, high)
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (contract.mean, contract.std))
+        if len(mean) != in_channels and bool((mean == mean[0]).all() and (std == std[0]).all()):
+            mean, std = mean[:1].expand(in_channels), std[:1].expand(in_channels)
+        self.copies = 1 if len(mean) == in_channels else len(mean)
+        turns = in_channels if self.copies > 1 else 1
+        scale = 1 / ((high - low) * std)
+        shift = (-low / (high - low) - mean) / std
+        self.identity = bool((scale == 1).all() and (shift == 0).all())
+        self.register_buffer("scale", scale.repeat(turns).view(1, -1, 1, 1, 1).float(), persistent=False)
+        self.register_buffer("shift", shift.repeat(turns).view(1, -1, 1, 1, 1).float(), persistent=False)
+        self.seen, self.warned = 0, False
+
+    @property
+    def channels(self) -> int:
+        """Channels that the network behind must take."""
+        return self.in_channels * self.copies
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """`(B, in_channels, D, H, W)` -> `(B, channels, D, H, W)`; warns once about a wrong range."""
+        self._watch(volume)
+        if self.identity:
+            return volume
+        grey = volume.repeat_interleave(self.copies, dim=1) if self.copies > 1 else volume
+        return torch.addcmul(self.shift.to(grey), grey, self.scale.to(grey))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for an artifact's metadata."""
+        contract = self.contract
+        return {
+            "mean": list(contract.mean),
+            "std": list(contract.std),
+            "channels": contract.channels,
+            "size": contract.size,
+            "data_range": list(self.data_range),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], in_channels: int) -> "Normaliser":
+        """Undo `to_dict`."""
+        mean, std = tuple(content["mean"]), tuple(content["std"])
+        contract = InputContract(mean, std, content["channels"], content["size"])
+        low, high = content["data_range"]
+        return cls(contract, in_channels, (low, high))
+
+    def extra_repr(self) -> str:
+        """Ranges and channels, for `print(network)`."""
+        contract = self.contract
+        return f"{self.data_range} -> mean={contract.mean}, std={contract.std}, {self.channels} channels"
+
+    @torch.no_grad()
+    def _watch(self, volume: Tensor) -> None:
+        """Look at the 1st, 2nd, 4th, 8th ... input: often enough to tell, too seldom to cost."""
+        if self.warned or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return
+        self.seen += 1
+        if self.seen & (self.seen - 1):
+            return
+        (low, high), (least, most) = self.data_range, (float(v) for v in torch.aminmax(volume))
+        slack = MARGIN * (high - low)
+        if least < low - slack or most > high + slack:
+            self.warned = True
+            warnings.warn(
+                f"the network's weights are adapted to inputs in [{low:g}, {high:g}], but this one is in "
+                f"[{least:.4g}, {most:.4g}]: normalise the data, or pass contract=False and scale it as the "
+                "weights expect",
+                InputRangeWarning,
+                stacklevel=2,
+            )
+
+
+def timm_contract(source: str) -> InputContract | None:
+    """Mean and std of timm's own weights for `timm:NAME`; None where timm does not say."""
+    config = get_pretrained_cfg(source.removeprefix("timm:"), allow_unregistered=True)
+    if config is None or not config.mean or not config.std:
+        return None
+    return InputContract(tuple(config.mean), tuple(config.std), "RGB", config.input_size[-1])
