@@ -23,6 +23,7 @@ from medi3d.models.artifact import load_artifact
 from medi3d.models.contract import Normaliser, timm_contract
 from medi3d.models.decoder import Decoder
 from medi3d.models.registry import build_source
+from medi3d.models.volumetric import VOLUMETRIC, create_volumetric
 from medi3d.weights.catalogue import WeightsRow, get_row
 from medi3d.weights.load import LoadReport, load_weights
 
@@ -35,7 +36,7 @@ class NetworkSettings:
     """Which network, from which weights (config section `network`)."""
 
     source: str = "inception_v1"
-    """timm:NAME, inception_v1, inception_v1_fine, or unet (the lean baseline)"""
+    """timm:NAME, torchvision:NAME, monai:NAME, medicalnet:NAME, inception_v1, unet (the lean baseline), ..."""
     weights: str | None = None
     """a row of `medi3d weights list`, timm, file:PATH; null: from scratch"""
     plan: str = "isotropic"
@@ -113,8 +114,9 @@ def create_encoder(
     drawn anew, so that a network "from scratch" does not start constant along depth.
 
     Args:
-        source: `timm:NAME`, `inception_v1`, `unet`, the path of an artifact (which brings its own
-            plan and weights), or a 2D network that returns a list of maps and keeps its weights.
+        source: `timm:NAME`, `torchvision:NAME`, `monai:NAME`, `inception_v1`; `medicalnet:NAME`,
+            `unet3d`, `unet`, which are 3D from the start; the path of an artifact (which brings its own
+            plan and weights); or a 2D network that returns a list of maps and keeps its weights.
         weights: a catalogue row, `timm` (timm's own), `file:PATH`, or None.
         plan: kernels along depth.
         in_channels: channels of the volumes.
@@ -135,6 +137,10 @@ def create_encoder(
         return PlainEncoder(in_channels, PLAIN_CHANNELS[:levels])
     if isinstance(source, str) and source.endswith(".safetensors"):
         return _load_encoder(source, weights, in_channels, levels)
+    if isinstance(source, str) and source in VOLUMETRIC:
+        return create_volumetric(
+            source, weights=weights, in_channels=in_channels, levels=levels, contract=contract
+        )
     net2d = _source_network(source, weights, levels)
     row = None if weights in (None, "timm") else get_row(weights)
     report: LoadReport | None = None
@@ -414,7 +420,7 @@ def _drops_ends(encoder: nn.Module) -> bool:
     encoder.eval()
     try:
         maps = encoder(probe)
-    except RuntimeError:  # too small for this network, or not a multiple of what it needs
+    except (RuntimeError, ShapeError):  # too small for this network, or not a multiple of what it needs
         return True
     finally:
         encoder.train(training)

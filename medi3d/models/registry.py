@@ -14,6 +14,7 @@ from medi3d import torchvision_shim
 from medi3d.errors import SourceError
 from medi3d.models.inception import DEFAULT_END_POINTS, InceptionV1
 from medi3d.models.pyramid import extract_pyramid
+from medi3d.models.volumetric import VOLUMETRIC
 
 torchvision_shim.install()
 import timm  # noqa: E402 - timm needs the shim
@@ -43,9 +44,10 @@ def register_source(name: str, description: str) -> Callable:
 
 
 def list_sources() -> list[str]:
-    """Every name that `create_encoder` and `medi3d inflate` take."""
+    """Every name that `create_encoder` takes; `medi3d inflate` takes those that are not 3D already."""
     return [
         *_SOURCES,
+        *VOLUMETRIC,
         *(f"{family}:{name}" for family, known in _LIBRARIES.items() for name in known.names()),
     ]
 
@@ -61,12 +63,14 @@ def build_source(source: str, *, levels: int | None = None, pretrained: bool = F
     Raises:
         SourceError: unknown name (near ones are listed), or its library has no feature maps for it.
     """
+    if source in VOLUMETRIC:
+        raise SourceError(f"{source} is 3D from the start: there is nothing to inflate")
     family, _, name = source.partition(":")
     if source in _SOURCES:
         return _SOURCES[source].build(levels)
     if family not in _LIBRARIES or not name:
         near = _near(source, list_sources())
-        kinds = [*(f"{known}:NAME" for known in _LIBRARIES), *_SOURCES]
+        kinds = [*(f"{known}:NAME" for known in _LIBRARIES), *_SOURCES, "unet3d", "medicalnet:NAME"]
         raise SourceError(f"unknown source {source!r}: use {', '.join(kinds)}{near and f'; near: {near}'}")
     library = _LIBRARIES[family]
     if name.split(".")[0] not in library.names():
@@ -83,6 +87,11 @@ def _build_timm(name: str, levels: int | None, pretrained: bool) -> nn.Module:
     wanted: dict[str, Any] = {} if levels is None else {"out_indices": tuple(range(levels))}
     try:
         net: Any = timm.create_model(name, features_only=True, pretrained=pretrained, **wanted)
+        if str(getattr(net, "output_fmt", "NCHW")).endswith(
+            "NHWC"
+        ):  # channels last: timm's other way turns them
+            wanted["feature_cls"] = "getter"
+            net = timm.create_model(name, features_only=True, pretrained=pretrained, **wanted)
     except Exception as error:  # timm raises many kinds: no features, no weights, no network
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SourceError(f"timm cannot build {name!r} as an encoder: {reason}") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from medi3d.errors import WeightsError
 from medi3d.weights.files import read_tensors
+from medi3d.weights.keymaps import MEDICALNET_DEPTHS
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class WeightsRow:
     """Where it is published."""
     classes: str | None = None
     """File of class names beside this module, in the order of the logits."""
+    note: str = ""
+    """What the contract cannot say: units, window, spacing, axes."""
 
 
 # (x - 127) / 128 for x in 0..255, as TensorFlow's EfficientNet-Lite. The checkpoint bears it out: on natural
@@ -82,6 +85,23 @@ class WeightsRow:
 _LITE = InputContract(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 _I3D_PAPER = "Carreira & Zisserman 2017, arXiv:1705.07750"
 _TF_SAME = "zeros, TensorFlow's same"
+
+
+def _medicalnet(depth: int, datasets: int) -> "WeightsRow":
+    more = datasets == 23
+    return WeightsRow(
+        name=f"medicalnet/resnet{depth}{'-23' if more else ''}",
+        source=f"medicalnet:resnet{depth}",
+        description=f"MedicalNet: 3D ResNet-{depth} trained to segment {datasets} sets of CT and MR volumes",
+        licence="MIT",
+        paper="Chen et al. 2019, arXiv:1904.00625",
+        dimensions=3,
+        keymap=f"medicalnet_resnet{depth}",
+        file=f"resnet_{depth}{'_23dataset' if more else ''}.pth",
+        url=f"https://huggingface.co/TencentMedicalNet/MedicalNet-Resnet{depth} , github Tencent/MedicalNet",
+        note="each volume is normalised by the mean and deviation of its voxels above 0: no fixed range",
+    )
+
 
 _ROWS = (
     WeightsRow(
@@ -140,6 +160,34 @@ _ROWS = (
         file="i3d-flow-scratch.safetensors",
         url="https://github.com/google-deepmind/kinetics-i3d (data/checkpoints/flow_scratch)",
         classes="kinetics400_classes.txt",
+    ),
+    *(_medicalnet(depth, 8) for depth in MEDICALNET_DEPTHS),
+    *(_medicalnet(depth, 23) for depth in (10, 18, 34, 50)),
+    WeightsRow(
+        name="modelsgenesis/chest_ct",
+        source="unet3d",
+        description="Models Genesis: U-Net that learnt to restore 623 chest CTs; its encoder",
+        licence="see the repository, which names patents",
+        paper="Zhou et al. 2019, arXiv:1908.06912",
+        dimensions=3,
+        contract=InputContract(mean=(0.0,), std=(1.0,), channels="HU", size=64),
+        keymap="models_genesis",
+        file="Genesis_Chest_CT.pt",
+        url="https://github.com/MrGiovanni/ModelsGenesis",
+        note="CT; HU window -1000 to 1000; kernels are turned from (x, y, z) in LPS to (D, H, W)",
+    ),
+    WeightsRow(
+        name="suprem/unet",
+        source="unet3d",
+        description="SuPreM: U-Net trained to segment 2100 abdominal CTs; its encoder",
+        licence="see the repository, which names patents",
+        paper="Li et al. 2024, arXiv:2501.11253",
+        dimensions=3,
+        contract=InputContract(mean=(0.0,), std=(1.0,), channels="HU", size=96),
+        keymap="suprem_unet",
+        file="supervised_suprem_unet_2100.pth",
+        url="https://huggingface.co/MrGiovanni/SuPreM",
+        note="CT; HU window -175 to 250; 1.5 mm; kernels are turned from (x, y, z) in RAS to (D, H, W)",
     ),
     WeightsRow(
         name="timm",

