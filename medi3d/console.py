@@ -112,6 +112,8 @@ def print_weights(rows: Iterable[Any]) -> None:
 def print_facts(title: str, facts: dict[str, Any]) -> None:
     """Keys and values, one a line."""
     table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a checksum is shown to its end
     for key, value in facts.items():
         if value not in (None, "", (), {}):
             table.add_row(key, str(value))

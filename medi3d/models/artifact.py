@@ -8,6 +8,7 @@ import copy
 import hashlib
 import json
 import os
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from medi3d.models.contract import Normaliser
 from medi3d.models.registry import build_source
 
 FORMAT = "medi3d-encoder-1"
+_NEEDED = ("source", "plan", "profile", "in_channels", "encoder_levels", "weights", "sha256")
 
 
 def save_artifact(encoder: Inflated, path: str | Path) -> Path:
@@ -56,7 +58,8 @@ def save_artifact(encoder: Inflated, path: str | Path) -> Path:
         save_file(tensors, aside, metadata={"medi3d": json.dumps(description)})
         os.replace(aside, path)
     except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder is no folder
+            aside.unlink(missing_ok=True)
         raise WeightsError(f"cannot write the artifact {path}: {error}") from error
     return path
 
@@ -129,6 +132,9 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise WeightsError(f"cannot read the artifact {path}: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise WeightsError(f"{path} is no artifact of medi3d (`medi3d inflate --out` writes them)")
+    missing = [key for key in _NEEDED if key not in description]
+    if missing:
+        raise WeightsError(f"{path} is damaged: its description lacks {', '.join(missing)}")
     if description["sha256"] != _fingerprint(tensors):
         raise WeightsError(f"{path} is damaged: its tensors are not those that were written")
     return description, tensors

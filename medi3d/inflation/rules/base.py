@@ -68,7 +68,7 @@ class Rule(nn.Module):
 
     @property
     def exact_on(self) -> Exactness:
-        """The volumes on which each slice of the output is, by nature, what the 2D layer gives for that slice.
+        """The volumes on which each slice of the output is, by nature, what the 2D layer gives for it.
 
         A step along depth leaves slices out, and which of them differs between layers.
         """

@@ -105,12 +105,14 @@ class ConvRule(Rule):
     def flat_state(self) -> dict[str, Tensor]:
         """Parameters, in float64, of the 2D layer that this one equals on boring volumes.
 
-        In planes (profile acs) it equals none: then those of the layer that it was made of.
+        With the profiles acs and repeat it equals none: then those of the layer that it was made of.
 
         Raises:
             InexactError: there is no such layer.
         """
         state = {"weight": collapse_kernel(self.weight.detach().double())}
+        if self.profile == "repeat":  # the layer that it was made of: each tap holds the whole kernel
+            state["weight"] /= self.weight.shape[2]
         if self.bias is not None:
             state["bias"] = self.bias.detach().double()
         if self.along_depth is not None:
