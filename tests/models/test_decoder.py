@@ -23,7 +23,7 @@ STRIDES = {
 
 
 class Sampling(nn.Module):
-    """An encoder without any work: every stride-th voxel, with or without the one that does not fill a stride."""
+    """An encoder without any work: every stride-th voxel, with or without a last stride that is not full."""
 
     def __init__(self, strides, drops_ends=False, in_channels=1):
         super().__init__()
@@ -76,7 +76,7 @@ def test_levels_get_coarser_by_the_encoders_strides():
 
 
 def test_slices_stay_apart_where_the_encoder_keeps_them_apart():
-    """Planar encoder, norm without statistics over depth: slices in another order give answers in that order."""
+    """Planar encoder, no statistics over depth: slices in another order give answers in that order."""
     net = create_segmenter(Sampling(STRIDES["planar"]), num_classes=2, norm="batch").eval()
     volume, order = torch.randn(1, 1, 5, 16, 16), torch.tensor([3, 0, 4, 2, 1])
     torch.testing.assert_close(net(volume[:, :, order]), net(volume)[:, :, order])
@@ -123,7 +123,7 @@ def test_strides_that_do_not_grow_are_refused(strides):
 
 @pytest.mark.parametrize("channels", [[4], [4, 4, 4, 4]], ids=["few", "many"])
 def test_a_wrong_number_of_channels_is_refused(channels):
-    with pytest.raises(ShapeError, match="has 3 levels .* but . channel numbers"):
+    with pytest.raises(ShapeError, match=r"has 3 levels .* but . channel numbers"):
         Decoder(1, [4] * 3, STRIDES["halves"], channels=channels)
 
 

@@ -1,0 +1,177 @@
+"""The commands on networks and weights: what they write, what they print, and how they end."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from medi3d import cli
+
+LAYER = {"name", "kernel_2d", "kernel_3d", "stride_3d", "padding", "rule"}
+LEVEL = {"channels", "stride", "max_rel_error", "border_rel_error", "receptive_field_voxels"}
+REPORT = {
+    *("source", "plan", "profile", "layers", "levels"),
+    *("max_rel_error", "mixes_depth", "parameters", "weights"),
+}
+
+
+@pytest.fixture
+def medi3d(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["medi3d", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out = capsys.readouterr()
+        return end.value.code or 0, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def made(medi3d, tmp_path):
+    """An artifact and the report of its inflation."""
+    paths = tmp_path / "net.safetensors", tmp_path / "reports" / "r.json"
+    code, out, err = medi3d(
+        "inflate", "timm:test_resnet", "--isotropic", "--out", paths[0], "--json", paths[1]
+    )
+    assert (code, err) == (0, "")
+    return paths[0], json.loads(paths[1].read_text()), out
+
+
+def test_inflate_then_verify_then_inspect(medi3d, made, tmp_path):
+    path, report, out = made
+    assert "exact: the 3D network equals the 2D one" in out
+    assert str(path) in out.replace("\n", "")
+    code, out, err = medi3d("verify", path, "--json", tmp_path / "v.json")
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "v.json").read_text())["max_rel_error"] <= 1e-9
+    code, out, err = medi3d("inspect", path, "--size", 32, "--json", tmp_path / "i.json")
+    assert (code, err) == (0, "")
+    seen = json.loads((tmp_path / "i.json").read_text())
+    assert (seen["parameters"], seen["plan"]) == (report["parameters"], report["plan"])
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_report_has_the_promised_keys(made):
+    report = made[1]
+    assert set(report) >= REPORT
+    assert set(report) - REPORT <= {"proof", "exact_by_nature", "exact_on"}
+    assert all(set(row) == LAYER for row in report["layers"])
+    assert all(set(row) == LEVEL for row in report["levels"])
+    assert report["source"] == "timm:test_resnet"
+    assert report["max_rel_error"] == max(level["max_rel_error"] for level in report["levels"]) <= 1e-9
+    assert report["mixes_depth"] is True
+    assert [level["stride"] for level in report["levels"]] == [[s] * 3 for s in (2, 4, 8, 16, 32)]
+
+
+def test_thick_slices_show_receptive_fields_in_millimetres(medi3d):
+    code, out, _ = medi3d("inspect", "timm:test_resnet", "--spacing", "5,1,1", "--size", 32)
+    assert code == 0
+    assert "(mm)" in out
+
+
+@pytest.mark.parametrize(
+    ("plan", "mixes"), [("planar", False), ("isotropic", True)], ids=["planar", "isotropic"]
+)
+def test_inflate_says_whether_slices_mix(medi3d, tmp_path, plan, mixes):
+    code, out, _ = medi3d("inflate", "timm:test_byobnet", "--plan", plan, "--json", tmp_path / "r.json")
+    assert code == 0
+    assert ("NOT mixed" in out) is not mixes
+    assert json.loads((tmp_path / "r.json").read_text())["mixes_depth"] is mixes
+
+
+def test_the_known_mistake_is_said_to_be_inexact_and_does_not_verify(medi3d, tmp_path):
+    path = tmp_path / "net.safetensors"
+    code, out, _ = medi3d("inflate", "timm:test_byobnet", "--profile", "repeat", "--out", path)
+    assert code == 0
+    assert "inexact by nature" in out
+    code, out, err = medi3d("verify", path)
+    assert code == 1
+    assert "is not exact" in err
+
+
+WRONG = {
+    "unknown source": (["inflate", "timm:resnet81"], "near: .*resnet18"),
+    "lean baseline": (["inflate", "unet"], "3D from the start"),
+    "unknown plan": (["inflate", "timm:test_resnet", "--plan", "cubic"], "no plan 'cubic'"),
+    "unknown profile": (["inflate", "timm:test_resnet", "--profile", "sum"], "unknown depth profile 'sum'"),
+    "spacing of zero": (["inspect", "timm:test_resnet", "--spacing", "0,1,1"], "above 0 mm"),
+    "no channel": (["inspect", "timm:test_resnet", "--in-channels", "0"], "at least 1 input channel"),
+    "wrong suffix": (["inflate", "timm:test_byobnet", "--out", "{tmp}/net.pt"], "is a .safetensors file"),
+    "unknown weights": (["weights", "show", "kinetics400/i3d"], "did you mean kinetics400/i3d-rgb"),
+    "weights of another": (["inflate", "inception_v1", "--weights", "timm"], "timm:NAME"),
+    "missing artifact": (["verify", "{tmp}/none.safetensors"], "no artifact at"),
+    "foreign artifact": (["verify", "{tmp}/foreign.safetensors"], "no artifact of medi3d"),
+    "damaged artifact": (["inspect", "{tmp}/damaged.safetensors"], "cannot read the artifact"),
+    "missing clip": (["classify", "{tmp}/none.gif", "--weights", "kinetics400/i3d-rgb"], "none.gif"),
+    "file as folder": (
+        ["weights", "list", "--json", "{tmp}/damaged.safetensors/r.json"],
+        "cannot write .*r.json",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
+def test_an_expected_error_is_one_line_and_exit_code_1(medi3d, tmp_path, arguments, message):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"not a file of tensors")
+    code, _, err = medi3d(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert code == 1
+    assert err.startswith("medi3d: ")
+    assert err.count("\n") == 1
+    assert re.search(message, err)
+
+
+USAGE = {
+    "unknown command": ["infalte"],
+    "unknown option": ["inflate", "timm:test_resnet", "--isotrop"],
+    "no source": ["inflate"],
+    "two plans": ["inflate", "timm:test_resnet", "--isotropic", "--plan", "video"],
+    "two numbers": ["inspect", "timm:test_resnet", "--spacing", "5,1"],
+    "no number": ["inspect", "timm:test_resnet", "--spacing", "a,b,c"],
+    "channels in words": ["inflate", "timm:test_resnet", "--in-channels", "one"],
+    "no top": ["classify", "clip.gif", "--weights", "kinetics400/i3d-rgb", "--top", "0"],
+}
+
+
+@pytest.mark.parametrize("arguments", USAGE.values(), ids=USAGE)
+def test_wrong_usage_is_exit_code_2(medi3d, arguments):
+    assert medi3d(*arguments)[0] == 2
+
+
+def test_debug_shows_where_an_error_came_from(monkeypatch):
+    from medi3d.errors import WeightsError
+
+    monkeypatch.setattr(sys, "argv", ["medi3d", "--debug", "weights", "show", "none"])
+    with pytest.raises(WeightsError):
+        cli.main()
+
+
+def test_weights_are_listed_and_shown(medi3d, tmp_path):
+    code, out, _ = medi3d("weights", "list", "--json", tmp_path / "w.json")
+    assert code == 0
+    assert {"imagenet/efficientnet-lite0", "kinetics400/i3d-rgb"} <= set(
+        json.loads((tmp_path / "w.json").read_text())
+    )
+    code, out, _ = medi3d("weights", "show", "kinetics400/i3d-rgb", "--json", tmp_path / "s.json")
+    shown = json.loads((tmp_path / "s.json").read_text())
+    assert code == 0
+    assert shown["sha256"] in re.sub(r"[\s│]", "", out)
+    assert shown["licence"].startswith("MIT")
+
+
+def test_the_process_ends_with_the_code_and_one_line():
+    """Through the interpreter, as a user's shell sees it."""
+    command = [sys.executable, "-m", "medi3d", "weights", "show", "none"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
