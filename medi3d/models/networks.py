@@ -36,7 +36,7 @@ class NetworkSettings:
     """Which network, from which weights (config section `network`)."""
 
     source: str = "inception_v1"
-    """timm:NAME, torchvision:NAME, monai:NAME, medicalnet:NAME, inception_v1, unet (the lean baseline), ..."""
+    """timm:NAME, torchvision:NAME, medicalnet:NAME, inception_v1, unet (the lean baseline), ..."""
     weights: str | None = None
     """a row of `medi3d weights list`, timm, file:PATH; null: from scratch"""
     plan: str = "isotropic"
@@ -69,8 +69,13 @@ class NetworkSettings:
             raise ConfigError(f"network.levels is {self.levels}: it must be 1 or more, or null for all")
 
 
-def build_network(settings: NetworkSettings, task: str, num_classes: int) -> nn.Module:
+def build_network(
+    settings: NetworkSettings, task: str, num_classes: int, *, read_weights: bool = True
+) -> nn.Module:
     """The network of a config: a segmenter for task "segmentation", a classifier for "classification".
+
+    With `read_weights=False` it is the network for a checkpoint that holds them: the same in every
+    way, the input contract of its weights included, but their file is not read.
 
     Raises:
         ConfigError: another task.
@@ -85,6 +90,7 @@ def build_network(settings: NetworkSettings, task: str, num_classes: int) -> nn.
         profile=settings.profile,
         levels=settings.levels,
         contract=settings.contract,
+        read_weights=read_weights,
     )
     if task == "classification":
         return create_classifier(encoder, num_classes=num_classes, dropout=settings.dropout)
@@ -106,6 +112,7 @@ def create_encoder(
     profile: str = "mean",
     levels: int | None = None,
     contract: bool = True,
+    read_weights: bool = True,
     allow_inexact: bool = False,
 ) -> nn.Module:
     """A 3D encoder: `(B, C, D, H, W)` -> list of feature maps; has `.out_channels` and `.strides`.
@@ -124,6 +131,7 @@ def create_encoder(
         levels: use the first so many maps only; None: all.
         contract: take data in [-1, 1] to what the weights expect (`medi3d.models.contract`); False
             leaves that to you.
+        read_weights: False builds the network for these weights, but leaves them unread.
         allow_inexact: return a network that failed its proof, with the report.
 
     Raises:
@@ -139,18 +147,23 @@ def create_encoder(
         return _load_encoder(source, weights, in_channels, levels)
     if isinstance(source, str) and source in VOLUMETRIC:
         return create_volumetric(
-            source, weights=weights, in_channels=in_channels, levels=levels, contract=contract
+            source,
+            weights=weights if read_weights else None,
+            in_channels=in_channels,
+            levels=levels,
+            contract=contract,
         )
-    net2d = _source_network(source, weights, levels)
-    row = None if weights in (None, "timm") else get_row(weights)
+    net2d = _source_network(source, weights, levels, read_weights)
+    unread = not read_weights and str(weights).startswith("file:")  # it says nothing of its input
+    row = None if weights in (None, "timm") or unread else get_row(weights)
     report: LoadReport | None = None
-    if row is not None and row.dimensions == 2:
+    if row is not None and row.dimensions == 2 and read_weights:
         report = load_weights(net2d, row)
     normaliser = _normaliser(source, weights, row, in_channels) if contract else None
     inside = in_channels if normaliser is None else normaliser.channels
     encoder = inflate(net2d, plan, profile=profile, in_channels=inside, allow_inexact=allow_inexact)
     encoder.in_channels, encoder.normaliser = in_channels, normaliser
-    if row is not None and row.dimensions == 3:
+    if row is not None and row.dimensions == 3 and read_weights:
         report = load_weights(encoder, row)
     if isinstance(source, nn.Module):
         _check_maps(encoder, source)
@@ -173,7 +186,9 @@ def _normaliser(
     return Normaliser(contract, in_channels) if contract else None
 
 
-def _source_network(source: str | nn.Module, weights: str | None, levels: int | None) -> nn.Module:
+def _source_network(
+    source: str | nn.Module, weights: str | None, levels: int | None, read_weights: bool
+) -> nn.Module:
     """The 2D network to inflate, the caller's own as a copy; refuse options that it could not follow."""
     if isinstance(source, nn.Module):
         if levels is not None or weights == "timm":
@@ -182,7 +197,7 @@ def _source_network(source: str | nn.Module, weights: str | None, levels: int | 
         return copy.deepcopy(source)
     if weights == "timm" and not source.startswith("timm:"):
         raise SourceError(f"weights 'timm' are for sources timm:NAME; {source!r} is none of them")
-    return build_source(source, levels=levels, pretrained=weights == "timm")
+    return build_source(source, levels=levels, pretrained=weights == "timm" and read_weights)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import nn
 from medi3d import torchvision_shim
 from medi3d.errors import SourceError
 from medi3d.models.inception import DEFAULT_END_POINTS, InceptionV1
+from medi3d.models.nnunet import NnUNetEncoder
 from medi3d.models.pyramid import extract_pyramid
 from medi3d.models.volumetric import VOLUMETRIC
 
@@ -70,7 +71,7 @@ def build_source(source: str, *, levels: int | None = None, pretrained: bool = F
         return _SOURCES[source].build(levels)
     if family not in _LIBRARIES or not name:
         near = _near(source, list_sources())
-        kinds = [*(f"{known}:NAME" for known in _LIBRARIES), *_SOURCES, "unet3d", "medicalnet:NAME"]
+        kinds = [*(f"{known}:NAME" for known in _LIBRARIES), *_SOURCES, *VOLUMETRIC]
         raise SourceError(f"unknown source {source!r}: use {', '.join(kinds)}{near and f'; near: {near}'}")
     library = _LIBRARIES[family]
     if name.split(".")[0] not in library.names():
@@ -87,9 +88,8 @@ def _build_timm(name: str, levels: int | None, pretrained: bool) -> nn.Module:
     wanted: dict[str, Any] = {} if levels is None else {"out_indices": tuple(range(levels))}
     try:
         net: Any = timm.create_model(name, features_only=True, pretrained=pretrained, **wanted)
-        if str(getattr(net, "output_fmt", "NCHW")).endswith(
-            "NHWC"
-        ):  # channels last: timm's other way turns them
+        if str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC"):
+            # Channels last: timm's other way of taking features turns them.
             wanted["feature_cls"] = "getter"
             net = timm.create_model(name, features_only=True, pretrained=pretrained, **wanted)
     except Exception as error:  # timm raises many kinds: no features, no weights, no network
@@ -146,6 +146,16 @@ def _end_points(levels: int | None) -> tuple[str, ...]:
     if levels is not None and levels > len(DEFAULT_END_POINTS):
         raise SourceError(f"levels is {levels}: Inception-V1 has {len(DEFAULT_END_POINTS)} feature maps")
     return DEFAULT_END_POINTS[:levels]
+
+
+@register_source("nnunet:plain", "nnU-Net's plain encoder, six stages; nnunet3d:plain is its 3D twin")
+def _nnunet_plain(levels: int | None) -> nn.Module:
+    return NnUNetEncoder(2, levels=levels)
+
+
+@register_source("nnunet:residual", "nnU-Net's residual encoder (ResEnc); nnunet3d:residual is its 3D twin")
+def _nnunet_residual(levels: int | None) -> nn.Module:
+    return NnUNetEncoder(2, residual=True, levels=levels)
 
 
 @register_source("inception_v1", "Inception-V1 with batch norm; under the video plan it is I3D")

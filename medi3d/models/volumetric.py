@@ -3,6 +3,8 @@
     medicalnet:resnetN  MedicalNet's ResNets (Chen et al. 2019, "Med3D", arXiv:1904.00625), N = 10 ... 200
     unet3d              the U-Net of Models Genesis (Zhou et al. 2019, arXiv:1908.06912) and of SuPreM
                         (Li et al. 2024, arXiv:2501.11253)
+    nnunet3d:plain, nnunet3d:residual
+                        nnU-Net's encoders, see `nnunet.py`; key map `nnunet` for its checkpoints
 
 Parameters have the published names. Each encoder takes `(B, C, D, H, W)` and returns a list of maps, fine to
 coarse, the last of each resolution; it has `.in_channels`, `.out_channels` and `.strides`.
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from medi3d.axes import Triple
 from medi3d.errors import ShapeError, SourceError
 from medi3d.models.contract import Normaliser
+from medi3d.models.nnunet import FEATURES, NnUNetEncoder
 from medi3d.weights.catalogue import get_row
 from medi3d.weights.keymaps import MEDICALNET_DEPTHS
 from medi3d.weights.load import load_weights
@@ -154,6 +157,20 @@ class UNet3d(VolumetricEncoder):
         return maps
 
 
+class NnUNet3d(VolumetricEncoder, NnUNetEncoder):  # type: ignore[misc]
+    """nnU-Net's plain or residual encoder for volumes; maps at strides 1, 2, 4, ... 32."""
+
+    def __init__(self, residual: bool, in_channels: int = 1, levels: int | None = None) -> None:
+        NnUNetEncoder.__init__(self, 3, residual=residual, in_channels=in_channels, levels=levels)
+        self.in_channels, self.normaliser = in_channels, None
+        self.out_channels = list(FEATURES[:levels])
+        self.strides = [(2**i, 2**i, 2**i) for i in range(len(self.out_channels))]
+
+    def maps(self, volume: Tensor) -> list[Tensor]:
+        """A map of every stage."""
+        return NnUNetEncoder.forward(self, volume)
+
+
 class _UNetStage(nn.Module):
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -177,6 +194,8 @@ class _UNetUnit(nn.Module):
 VOLUMETRIC: dict[str, Callable[[int, int | None], VolumetricEncoder]] = {
     **{f"medicalnet:resnet{depth}": partial(MedicalNet, depth) for depth in MEDICALNET_DEPTHS},
     "unet3d": UNet3d,
+    "nnunet3d:plain": partial(NnUNet3d, False),
+    "nnunet3d:residual": partial(NnUNet3d, True),
 }
 """Sources that are 3D from the start, by name: `(in_channels, levels)` -> encoder."""
 

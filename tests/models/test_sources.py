@@ -26,12 +26,15 @@ PYRAMIDS = {
     "monai:resnet18": [64, 64, 128, 256, 512],
     "monai:densenet121": [64, 256, 512, 1024, 1024],
     "monai:efficientnet-b0": [16, 24, 40, 112, 1280],
+    "nnunet:plain": [32, 64, 128, 256, 320, 320],
+    "nnunet:residual": [32, 64, 128, 256, 320, 320],
 }
 
 
 @pytest.mark.parametrize("source", PYRAMIDS)
 def test_maps_halve_from_level_to_level(source):
-    maps = build_source(source)(torch.zeros(2, 3, 64, 64))
+    net = build_source(source)
+    maps = net(torch.zeros(2, next(net.parameters()).shape[1], 64, 64))
     assert [m.shape[1] for m in maps] == PYRAMIDS[source]
     finest = maps[0].shape[2]
     assert [tuple(m.shape[2:]) for m in maps] == [(finest >> i, finest >> i) for i in range(len(maps))]
@@ -110,6 +113,15 @@ def test_a_wrong_tap_in_a_twin_is_found(profile):
     proof = verify(net2d, net3d, size=16, depth=16)
     assert (proof.max_rel_error > 1e-9) == (profile == "mean")  # centre has nothing in that tap
     assert "layer2.0.conv1" in proof.failure or profile == "centre"
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_nnunet_encoders_have_a_3d_twin(kind):
+    net2d, net3d = build_source(f"nnunet:{kind}", levels=4), create_encoder(f"nnunet3d:{kind}", levels=4)
+    assert inflate_state(net2d, net3d).fraction == 1
+    proof = verify(net2d, net3d, size=32, depth=16)
+    assert proof.max_rel_error <= 1e-9
+    assert [level.stride for level in proof.levels] == net3d.strides
 
 
 def test_averages_that_count_their_padding_are_proven_by_replication_too():

@@ -250,6 +250,84 @@ def test_one_channel_stems_take_any_number_of_channels(channels, folder):
     assert_same(many(volume.expand(-1, channels, -1, -1, -1)), one(volume))
 
 
+class TwiceRegistered(nn.Module):
+    """nnU-Net's convolution, norm and activation: registered by name, and once more in a list."""
+
+    def __init__(self, before, after, kernel, stride, active=True):
+        super().__init__()
+        self.conv = nn.Conv3d(before, after, kernel, stride, (kernel - 1) // 2, bias=kernel > 1)
+        self.norm = nn.InstanceNorm3d(after, eps=1e-5, affine=True)
+        self.all_modules = nn.Sequential(self.conv, self.norm, *[nn.LeakyReLU()] * active)
+
+    def forward(self, x):
+        return self.all_modules(x)
+
+
+def reference_block(before, after, stride):
+    block = nn.Module()
+    block.conv1 = TwiceRegistered(before, after, 3, stride)
+    block.conv2 = TwiceRegistered(after, after, 3, 1, active=False)
+    pool = [nn.AvgPool3d(stride, stride)] if stride > 1 else []
+    project = [TwiceRegistered(before, after, 1, 1, active=False)] if before != after else []
+    block.skip = nn.Sequential(*pool, *project)
+    return block
+
+
+class ReferenceNnUNet(nn.Module):
+    """nnU-Net's U-Net as its checkpoints have it, the decoder cut to its copy of the encoder."""
+
+    def __init__(self, residual):
+        super().__init__()
+        channels = [32 if residual else 1, 32, 64, 128, 256, 320, 320]
+        self.encoder, self.decoder = nn.Module(), nn.Module()
+        self.encoder.stages = nn.Sequential()
+        if residual:
+            self.encoder.stem = nn.Module()
+            self.encoder.stem.convs = nn.Sequential(TwiceRegistered(1, 32, 3, 1))
+        for i, blocks in enumerate((1, 3, 4, 6, 6, 6)):
+            before, after, stride, stage = channels[i], channels[i + 1], 2 if i else 1, nn.Module()
+            if residual:
+                rest = [reference_block(after, after, 1) for _ in range(blocks - 1)]
+                stage.blocks = nn.Sequential(reference_block(before, after, stride), *rest)
+            else:
+                stage.convs = nn.Sequential(
+                    TwiceRegistered(before, after, 3, stride), TwiceRegistered(after, after, 3, 1)
+                )
+                stage = nn.Sequential(stage)
+            self.encoder.stages.append(stage)
+        self.decoder.encoder = self.encoder
+
+    def forward(self, x):
+        maps, x = [], self.encoder.stem.convs(x) if hasattr(self.encoder, "stem") else x
+        for stage in self.encoder.stages:
+            if hasattr(stage, "blocks"):
+                for block in stage.blocks:
+                    x = F.leaky_relu(block.conv2(block.conv1(x)) + block.skip(x), 0.01)
+            else:
+                x = stage[0].convs(x)
+            maps.append(x)
+        return maps
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@torch.no_grad()
+def test_nnunets_encoder_equals_the_published_architecture(kind, tmp_path):
+    reference = randomised(ReferenceNnUNet(kind == "residual"))
+    published(reference, tmp_path / "checkpoint_final.pth", "network_weights", "")
+    encoder = create_encoder(f"nnunet3d:{kind}").eval()
+    report = load_weights(encoder, tmp_path / "checkpoint_final.pth", keymap="nnunet")
+    assert report.fraction == 1
+    assert all("all_modules" in key or key.startswith("decoder.") for key in report.dropped)
+    volume = torch.randn(1, 1, 32, 32, 64)
+    assert_same(encoder(volume), reference(volume))
+
+
+def test_nnunets_plain_checkpoint_is_no_residual_one(tmp_path):
+    published(ReferenceNnUNet(residual=False), tmp_path / "plain.pth", "network_weights", "")
+    with pytest.raises(WeightsError, match=r"nothing in it fills stem\.convs\.0"):
+        load_weights(create_encoder("nnunet3d:residual"), tmp_path / "plain.pth", keymap="nnunet")
+
+
 @pytest.mark.parametrize("row", [*MEDICALNET, *UNETS], ids=lambda row: row.name)
 def test_rows_say_where_their_file_is_published_and_what_it_expects(row, folder):
     assert row.source in ("unet3d", *(f"medicalnet:resnet{depth}" for depth in MEDICALNET_DEPTHS))
