@@ -18,7 +18,7 @@ from medi3d.axes import DEPTH, Triple
 from medi3d.errors import ConfigError, ShapeError, SourceError
 from medi3d.inflation.network import Inflated, inflate
 from medi3d.inflation.plan import KernelPlan
-from medi3d.inflation.rules import ConvRule
+from medi3d.inflation.rules import ConvRule, Rule
 from medi3d.models.artifact import load_artifact
 from medi3d.models.contract import Normaliser, timm_contract
 from medi3d.models.decoder import Decoder
@@ -148,10 +148,11 @@ def create_encoder(
     if isinstance(source, str) and source in VOLUMETRIC:
         return create_volumetric(
             source,
-            weights=weights if read_weights else None,
+            weights=weights,
             in_channels=in_channels,
             levels=levels,
             contract=contract,
+            read_weights=read_weights,
         )
     net2d = _source_network(source, weights, levels, read_weights)
     unread = not read_weights and str(weights).startswith("file:")  # it says nothing of its input
@@ -312,7 +313,8 @@ class Segmenter(nn.Module):
         supervised = self.decoder.out_channels if deep_supervision else self.decoder.out_channels[:1]
         self.heads = nn.ModuleList(nn.Conv3d(width, num_classes, 1) for width in supervised)
         self.coarsest: Triple = declared.strides[-1]
-        self.multiple: Triple = self.coarsest if _drops_ends(encoder) else (1, 1, 1)
+        whole = _drops_ends(encoder) or _moves_with_size(encoder)
+        self.multiple: Triple = self.coarsest if whole else (1, 1, 1)
 
     def forward(self, volume: Tensor) -> Tensor | list[Tensor]:
         """`(B, C, D, H, W)` -> logits of the same size.
@@ -418,6 +420,16 @@ def _pad_to(volume: Tensor, size: Sequence[int]) -> Tensor:
     if not depth + height + width:
         return volume
     return nn.functional.pad(volume, (0, width, 0, height, 0, depth), mode="replicate")
+
+
+def _moves_with_size(encoder: nn.Module) -> bool:
+    """Whether features lie elsewhere for odd sizes than for even ones.
+
+    TensorFlow's "same" shares out its padding by the size of the input: before a strided layer of
+    kernel 7, two voxels for an even size and three for an odd one, and so on at every level. A
+    network trained on patches of one size would find all its features shifted in a volume of another.
+    """
+    return any(isinstance(r, Rule) and r.same and max(r.stride_2d) > 1 for r in encoder.modules())
 
 
 @torch.no_grad()

@@ -343,3 +343,15 @@ def test_impossible_settings_are_refused_by_name(key, value):
 def test_an_unknown_task_is_refused():
     with pytest.raises(ConfigError, match="task is 'detection'"):
         build_network(NetworkSettings("unet"), "detection", 2)
+
+
+@pytest.mark.parametrize("source", ["inception_v1", "timm:tf_efficientnet_lite0"])
+def test_features_stay_in_place_whatever_the_size(source):
+    """TensorFlow's "same" would move them between odd and even sizes: an odd volume is padded first."""
+    network = create_segmenter(source, num_classes=2, levels=2).eval()
+    volume = torch.randn(1, 1, 23, 21, 19)
+    padded = torch.nn.functional.pad(volume, (0, 1, 0, 3, 0, 1), mode="replicate")  # multiples of 4
+    with torch.no_grad():
+        torch.testing.assert_close(network(volume), network(padded)[..., :23, :21, :19])
+        moved, kept = network.encoder(volume)[0], network.encoder(padded)[0]
+    assert not torch.allclose(moved[..., 2:8, 2:8, 2:8], kept[..., 2:8, 2:8, 2:8], atol=1e-3)
