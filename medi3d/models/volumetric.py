@@ -207,6 +207,7 @@ def create_volumetric(
     in_channels: int = 1,
     levels: int | None = None,
     contract: bool = True,
+    read_weights: bool = True,
 ) -> VolumetricEncoder:
     """A 3D encoder of `VOLUMETRIC`, with its weights; arguments as for `create_encoder`.
 
@@ -223,9 +224,11 @@ def create_volumetric(
     if levels is not None and levels > len(encoder.strides):
         raise SourceError(f"levels is {levels}: {source} has {len(encoder.strides)} feature maps")
     encoder.report = VolumetricReport(source, sum(p.numel() for p in encoder.parameters()), {"name": "none"})
-    if weights is not None:
+    unread = not read_weights and str(weights).startswith("file:")  # it says nothing of its input
+    if weights is not None and not unread:
         row = get_row(weights)
-        encoder.report.weights = {"name": weights, **load_weights(encoder, row).to_dict()}
+        report = load_weights(encoder, row).to_dict() if read_weights else {}
+        encoder.report.weights = {"name": weights, **report}
         if contract and row.contract is not None:
             encoder.normaliser = Normaliser(row.contract, in_channels)
             encoder.report.weights["contract"] = encoder.normaliser.to_dict()

@@ -23,8 +23,8 @@ def make_task(experiment: Experiment) -> Task:
 
 
 def make_network(experiment: Experiment, task: Task, *, pretrained: bool = True) -> nn.Module:
-    """The network at its first step; `pretrained=False` leaves published weights unread."""
-    if experiment.strategy == "original" or not pretrained:
+    """The network at its first step; `pretrained=False` leaves weights unread, as for a checkpoint."""
+    if experiment.strategy == "original":
         experiment = experiment.without_pretraining()
     torch.manual_seed(experiment.seed)
-    return build_network(experiment.network, task.name, len(task.classes))
+    return build_network(experiment.network, task.name, len(task.classes), read_weights=pretrained)

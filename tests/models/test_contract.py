@@ -12,7 +12,7 @@ from medi3d.inflation import inflate, verify
 from medi3d.models import networks
 from medi3d.models.artifact import load_artifact, save_artifact
 from medi3d.models.contract import InputRangeWarning, Normaliser, timm_contract
-from medi3d.models.networks import create_encoder
+from medi3d.models.networks import NetworkSettings, build_network, create_encoder
 from medi3d.weights.catalogue import InputContract, get_row
 
 IMAGENET = InputContract((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -144,6 +144,19 @@ def test_timm_weights_bring_their_contract_and_an_artifact_keeps_it(timm_weights
     torch.testing.assert_close(loaded(volume)[1], encoder(volume)[1])
     assert loaded.report.exactness.exact
     assert json.dumps(encoder.report.to_dict()["weights"]["contract"]["mean"]) == "[0.485, 0.456, 0.406]"
+
+
+@pytest.mark.parametrize("weights", ["imagenet/efficientnet-lite0", "timm"])
+def test_network_for_a_checkpoint_has_the_contract_of_weights_that_are_not_read(monkeypatch, weights):
+    monkeypatch.setenv("MEDI3D_WEIGHTS_PATH", "")
+    monkeypatch.setattr(networks, "load_weights", None)  # to read any would be an error
+    settings = NetworkSettings("timm:tf_efficientnet_lite0", weights, levels=2)
+    network = build_network(settings, "segmentation", 2, read_weights=False)
+    assert network.encoder.normaliser.contract == (
+        LITE if weights != "timm" else timm_contract(settings.source)
+    )
+    assert network.encoder.network.conv_stem.weight.shape[1] == network.encoder.normaliser.channels
+    assert network(torch.rand(1, 1, 8, 16, 16)).shape == (1, 2, 8, 16, 16)
 
 
 def test_contract_can_be_left_out(timm_weights):
