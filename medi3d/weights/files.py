@@ -66,9 +66,19 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: not a whole safetensors file ({_one_line(error)})") from error
 
 
+# Training frameworks put NumPy numbers (a best score) beside the weights; rebuilding one runs nothing. The
+# pickle of NumPy 1 names another module than that of NumPy 2.
+_scalar = np.float64(0).__reduce__()[0]
+_NUMBERS: list[Any] = [
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType, np.dtypes.BoolDType),
+]
+
+
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged zip or pickle fails in many ways, none of them promised
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
         if forbidden:

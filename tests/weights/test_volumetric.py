@@ -1,5 +1,6 @@
 """Volumetric weights: each key map against the published architecture, built here with random weights."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,7 +100,8 @@ def randomised(net):
 
 
 def published(net, path, wrapper="state_dict", prefix="module."):
-    torch.save({wrapper: {prefix + key: value for key, value in net.state_dict().items()}, "epoch": 3}, path)
+    state = {prefix + key: value for key, value in net.state_dict().items()}
+    torch.save({wrapper: state, "epoch": 3, "best": np.float64(0.9), "optimizer": {"lr": 0.1}}, path)
 
 
 @pytest.fixture
