@@ -22,7 +22,6 @@ torchvision_shim.install()  # before timm, which imports torchvision
 from timm.layers import SpaceToDepth  # noqa: E402
 from timm.models import swin_transformer, swin_transformer_v2, swin_transformer_v2_cr  # noqa: E402
 
-_PAIR: Geometry = ((2, 2), (2, 2), (1, 1))
 _POINT: Geometry = ((1, 1), (1, 1), (1, 1))
 
 
@@ -59,9 +58,9 @@ class MergingRule(AdoptedRule):
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """Pairs in each direction; SpaceToDepth says its own block size."""
-        size = getattr(layer, "bs", getattr(layer, "block_size", 2))
-        return _PAIR if not isinstance(size, int) else ((size, size), (size, size), (1, 1))
+        """Blocks of two by two; SpaceToDepth says its own size."""
+        size = int(getattr(layer, "bs", 2))
+        return (size, size), (size, size), (1, 1)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the layer, with `ceil(D / stride)` slices."""
