@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medi3d import torchvision_shim
 from medi3d.errors import ShapeError
-from medi3d.weights.catalogue import InputContract
+from medi3d.weights.catalogue import InputContract, WeightsRow
 
 torchvision_shim.install()
 from timm.models import get_pretrained_cfg  # noqa: E402 - timm needs the shim
@@ -128,6 +128,15 @@ class Normaliser(nn.Module):
                 InputRangeWarning,
                 stacklevel=2,
             )
+
+
+def normaliser_of(weights: WeightsRow | str | None, in_channels: int) -> Normaliser | None:
+    """What brings data to what weights expect: of a row, or of timm's own for `timm:NAME`.
+
+    None where there are no weights, or where they do not say what they expect.
+    """
+    contract = timm_contract(weights) if isinstance(weights, str) else weights.contract if weights else None
+    return Normaliser(contract, in_channels) if contract else None
 
 
 def timm_contract(source: str) -> InputContract | None:

@@ -20,11 +20,11 @@ from medi3d.inflation.network import Inflated, inflate
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.rules import ConvRule, Rule
 from medi3d.models.artifact import load_artifact
-from medi3d.models.contract import Normaliser, timm_contract
+from medi3d.models.contract import normaliser_of
 from medi3d.models.decoder import Decoder
 from medi3d.models.registry import build_source
 from medi3d.models.volumetric import VOLUMETRIC, create_volumetric
-from medi3d.weights.catalogue import WeightsRow, get_row
+from medi3d.weights.catalogue import get_row
 from medi3d.weights.load import LoadReport, load_weights
 
 LEAN_UNET = "unet"
@@ -160,7 +160,8 @@ def create_encoder(
     report: LoadReport | None = None
     if row is not None and row.dimensions == 2 and read_weights:
         report = load_weights(net2d, row)
-    normaliser = _normaliser(source, weights, row, in_channels) if contract else None
+    pretrained_by_timm = str(source) if weights == "timm" else None
+    normaliser = normaliser_of(row or pretrained_by_timm, in_channels) if contract else None
     inside = in_channels if normaliser is None else normaliser.channels
     encoder = inflate(net2d, plan, profile=profile, in_channels=inside, allow_inexact=allow_inexact)
     encoder.in_channels, encoder.normaliser = in_channels, normaliser
@@ -177,14 +178,6 @@ def create_encoder(
     if normaliser is not None:
         encoder.report.weights["contract"] = normaliser.to_dict()
     return encoder
-
-
-def _normaliser(
-    source: str | nn.Module, weights: str | None, row: WeightsRow | None, in_channels: int
-) -> Normaliser | None:
-    """What brings data to what the weights expect; None where they do not say."""
-    contract = timm_contract(str(source)) if weights == "timm" else row.contract if row else None
-    return Normaliser(contract, in_channels) if contract else None
 
 
 def _source_network(
