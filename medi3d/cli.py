@@ -238,6 +238,34 @@ def predict(
 
 
 @app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run folder, or an artifact.")],
+    to: Annotated[str, typer.Option(help="onnx, or torch (read by torch.export.load).")],
+    out: Annotated[Path, typer.Option(help="The file to write: .onnx or .pt2.")],
+    size: Annotated[str, typer.Option(help="Depth, height and width of the input, voxels.")] = "64,64,64",
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Let batch and sizes vary; takes minutes.")] = (
+        False
+    ),
+    json_file: JsonFile = None,
+) -> None:
+    """Write a run's best network, or an artifact's encoder, as a file that runs without medi3d.
+
+    Example: medi3d export resnet18.safetensors --to onnx --out resnet18.onnx --size 64,96,96
+    """
+    from medi3d.config import load_run
+    from medi3d.models.artifact import load_artifact
+    from medi3d.models.export import export_network
+    from medi3d.transfer.prediction import Predictor
+
+    shape = _whole_triple(size, "--size")
+    network = load_artifact(source) if source.is_file() else Predictor.load(load_run(source), source).network
+    report = export_network(network, out, to=to, size=shape, dynamic=dynamic)  # type: ignore[arg-type]
+    sizes = "any size with the same remainders" if dynamic else f"inputs of {tuple(report.shape)} only"
+    typer.echo(f"wrote {out}: {sizes}; differs from the network by {report.max_rel_error:.1e}")
+    _write_json(json_file, report.to_dict())
+
+
+@app.command()
 def doctor(json_file: JsonFile = None) -> None:
     """Tell what works on this machine: versions, devices, operators, memory, disk, weights.
 
@@ -327,6 +355,16 @@ def _triple(text: str | None) -> tuple[float, float, float] | None:
         depth, height, width = (float(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"--spacing is {text!r}: give DZ,DY,DX in mm, such as 5,1,1") from None
+    return (depth, height, width)
+
+
+def _whole_triple(text: str, option: str) -> tuple[int, int, int]:
+    try:
+        depth, height, width = (int(part) for part in text.split(","))
+    except ValueError:
+        depth = height = width = 0
+    if min(depth, height, width) < 1:
+        raise typer.BadParameter(f"{option} is {text!r}: give D,H,W in voxels, such as 64,96,96")
     return (depth, height, width)
 
 
