@@ -8,9 +8,11 @@ from torch import nn
 
 from medi3d.errors import InexactError, ShapeError
 from medi3d.inflation import KernelPlan, inflate, kernels
+from medi3d.inflation.fold import Fold
 from medi3d.inflation.kernels import PROFILES
 from medi3d.inflation.network import build, prove
-from medi3d.inflation.plan import Override
+from medi3d.inflation.plan import LayerGeometry, Override
+from medi3d.inflation.rules import TubeletRule
 from medi3d.models.artifact import load_artifact, save_artifact
 from medi3d.models.networks import create_encoder
 
@@ -140,6 +142,18 @@ def test_whole_networks(name, profile):
     ).report
     assert report.exactness.exact == (profile == "factorised")
     assert report.exact_on == ("boring" if profile == "factorised" else "never")
+
+
+def test_tubelets_are_factorised_like_any_patch():
+    """The slices of a tubelet are channels; folded in front or not, it is one layer."""
+    layer = nn.Conv2d(3, 4, 2, stride=2).double()
+    depth = KernelPlan.isotropic().layer(LayerGeometry("", "conv", (2, 2), (2, 2)))
+    fold = Fold()
+    tubelet = TubeletRule(layer, depth, fold, "factorised")
+    plain = build(layer, KernelPlan.isotropic(), profile="factorised")[0]
+    tubelet.along_depth.weight.data = plain.network.along_depth.weight.data.normal_()
+    volume = torch.randn(2, 3, 6, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(fold.unfold(tubelet(fold.fold(volume))), plain(volume))
 
 
 @pytest.mark.parametrize("profile", PROFILES)

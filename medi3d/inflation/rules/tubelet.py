@@ -29,5 +29,11 @@ class TubeletRule(ConvRule):
     def forward(self, x: Tensor) -> Tensor:
         """`(B·D/r, C·r, H, W)` -> `(B·D/r, O, H', W')`."""
         x, padding = self._pad_in_plane(x)
+        if self.along_depth is not None:  # each slice alone, then the r slices of a tubelet
+            x = x.unflatten(1, (-1, self.depth.stride)).transpose(1, 2).flatten(0, 1)
         weight = self.kernel().flatten(1, 2)
-        return F.conv2d(x, weight, self.bias, self.stride_2d, padding, self.dilation_2d)
+        out = F.conv2d(x, weight, self.bias, self.stride_2d, padding, self.dilation_2d)
+        if self.along_depth is None:
+            return out
+        tubelets = out.unflatten(0, (-1, self.depth.stride)).transpose(1, 2)  # (B·D/r, O, r, H', W')
+        return self.along_depth(tubelets, self.depth).squeeze(2)
