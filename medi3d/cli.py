@@ -39,6 +39,8 @@ Weights = Annotated[str | None, typer.Option(help="A row of `medi3d weights list
 
 def main() -> None:
     """Entry point: an expected error ends in one line and exit code 1; `--debug` shows where it came from."""
+    # Threads that wait by spinning cost ten times the CPU where cores are shared; read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv or bool(os.environ.get("MEDI3D_DEBUG"))
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
@@ -87,9 +89,10 @@ def inflate(
     from medi3d.console import print_inflation
     from medi3d.models.artifact import save_artifact
     from medi3d.models.networks import LEAN_UNET, create_encoder
+    from medi3d.models.volumetric import VOLUMETRIC
 
-    if source == LEAN_UNET:
-        raise SourceError("unet, the lean baseline, is 3D from the start: there is nothing to inflate")
+    if source == LEAN_UNET or source in VOLUMETRIC:
+        raise SourceError(f"{source} is 3D from the start: there is nothing to inflate")
     encoder: Any = create_encoder(
         source,
         weights=weights,
@@ -132,7 +135,7 @@ def inspect(
     spacing: Spacing = None,
     in_channels: InChannels = 1,
     size: Annotated[
-        int, typer.Option(help="Edge of the cube for which operations are counted, voxels.")
+        int, typer.Option(min=1, help="Edge of the cube for which operations are counted, voxels.")
     ] = 96,
     json_file: JsonFile = None,
 ) -> None:

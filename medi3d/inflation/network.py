@@ -123,9 +123,13 @@ class Inflated(nn.Module):
             )
         if self.normaliser is not None:
             volume = self.normaliser(volume)
+        return self.fold.unfold(self.run_folded(self.fold.fold(volume)))
+
+    def run_folded(self, slices: Tensor) -> Any:
+        """The folded 2D network alone: what `Fold.fold` gives, to what `Fold.unfold` takes."""
         functional = FunctionalPools(self.fold, self.plan) if self.functional_pools else nullcontext()
         with functional:
-            return self.fold.unfold(self.network(self.fold.fold(volume)))
+            return self.network(slices)
 
     def rules(self) -> dict[str, Rule]:
         """Every layer that works along depth, by its path."""

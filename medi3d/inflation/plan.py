@@ -263,6 +263,8 @@ class KernelPlan:
     def _depth_stride(self, geometry: LayerGeometry) -> int:
         if self.stride != "in-plane":
             return self.stride if max(geometry.stride) > 1 and geometry.kind != "upsample" else 1
+        if self.spacing is None and self.fps is None:
+            return max(geometry.stride)
         before = self.depth_stride_at(geometry.in_plane_stride)
         if geometry.kind == "upsample":
             return before // self.depth_stride_at(geometry.in_plane_stride / max(geometry.stride))

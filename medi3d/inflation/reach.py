@@ -82,7 +82,7 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
     """Channels, stride and receptive field of every output of an inflated network.
 
     Args:
-        inflated: has `network`, `in_channels`, and rules for its layers with depth.
+        inflated: has `network`, `run_folded`, `in_channels`, and rules for its layers with depth.
         fold: of the network.
         size: height and width of an image that it takes, in pixels.
     """
@@ -100,12 +100,25 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
     network.eval()
     hooks = [rule.register_forward_hook(_widen) for rule in rules]
     try:
-        outputs = tree_flatten(network(carrier))[0]
+        outputs = tree_flatten(declared.run_folded(carrier))[0]
     finally:
         network.train(training)
         for hook in hooks:
             hook.remove()
-    return [Level(o.shape[1], o.reach.step, o.reach.field) for o in outputs]
+    return [Level(o.shape[1], _stride(o, size), o.reach.field) for o in outputs]
+
+
+def _stride(output: _Carrier, size: int) -> Triple:
+    """The step of the rules, corrected in-plane by the size of the map where no rule saw a step.
+
+    Steps taken outside of any rule (a pool written as a function, a reshape) are told by the size.
+    Padding rounds it, so only a difference near two counts, and only on maps of some size.
+    """
+    depth, *in_plane = output.reach.step
+    for axis, extent in enumerate(output.shape[2:4]):
+        if extent >= 4 and size / extent > 1.75 * in_plane[axis]:
+            in_plane[axis] = round(size / extent)
+    return (depth, in_plane[0], in_plane[1])
 
 
 def _widen(rule: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from medi3d.inflation.network import build
+from medi3d.inflation.network import build, inflate
 from medi3d.inflation.plan import KernelPlan
 from medi3d.models.inception import InceptionV1
 from medi3d.models.registry import build_source
@@ -109,3 +109,15 @@ def test_statistics_over_the_slice_are_not_counted():
             return [x * x.mean((2, 3), keepdim=True).sigmoid()]
 
     assert build(Gated(), KernelPlan.isotropic())[0].levels[0].reach == (3, 3, 3)
+
+
+def test_steps_that_no_rule_saw_are_told_by_the_size_of_the_map():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+        def forward(self, x):
+            return nn.functional.max_pool2d(self.conv(x), 2)
+
+    assert inflate(Functional()).strides == [(1, 2, 2)]

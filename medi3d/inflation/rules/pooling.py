@@ -37,6 +37,10 @@ class PoolRule(Rule):
         """`(B·D, C, H, W)` -> `(B·D', C, H', W')`."""
         with self.fold.pooling():
             x = self.layer(x)
+        return self.along_depth(x)
+
+    def along_depth(self, x: Tensor) -> Tensor:
+        """The half of the pool that the 2D layer does not do: `(B·D, ...)` -> `(B·D', ...)`."""
         if self.depth.kernel == self.depth.stride == 1:
             return x
         volume = split_depth(x, self.fold.batch, self.multiplicity)
@@ -147,17 +151,23 @@ class FunctionalPools(TorchFunctionMode):
         return self._along_depth(kind, out, *args, **(kwargs or {}))
 
     def _along_depth(
-        self, kind: Any, out: Tensor, x: Tensor, kernel_size: Any, stride: Any = None, **_: Any
+        self,
+        kind: Any,
+        out: Tensor,
+        x: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        **_: Any,
     ) -> Tensor:
         kernel = to_pair(kernel_size)
         step = kernel if stride in (None, []) else to_pair(stride)
         geometry = LayerGeometry("functional", kind, kernel, step, (1, 1), self.fold.height / x.shape[-2])
-        depth = self.plan.layer(geometry)
-        rule: type[PoolRule] = MaxPoolRule if kind == "max_pool" else AvgPoolRule
+        pool: Any = nn.MaxPool2d if kind == "max_pool" else nn.AvgPool2d
+        rule_type: type[PoolRule] = MaxPoolRule if kind == "max_pool" else AvgPoolRule
+        rule = rule_type(pool(kernel, step, to_pair(padding)), self.plan.layer(geometry), self.fold, "mean")
         with self.fold.pooling():
-            volume = split_depth(out, self.fold.batch)
-            positions = -(-volume.shape[2] // depth.stride)
-            leading = (depth.kernel - 1) // 2
-            trailing = (positions - 1) * depth.stride + depth.kernel - leading - volume.shape[2]
-            volume = pad_depth(volume, leading, trailing, "replicate")
-            return merge_depth(rule.combine(depth_windows(volume, depth)), self.fold.batch)
+            pooled = rule.along_depth(out)
+        if hasattr(x, "reach"):  # strides and receptive fields are being measured, see reach.py
+            pooled.reach = x.reach.through(rule)  # type: ignore[attr-defined]
+        return pooled
