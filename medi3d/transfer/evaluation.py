@@ -130,7 +130,8 @@ def judge_case(predictor: Predictor, experiment: SegmentationExperiment, case: C
     mask = predictor.segment(image)
     seconds = time.monotonic() - begun
     assert case.label is not None
-    pred, truth = (sitk.DICOMOrient(part, "LPS") for part in (mask, read_label(case.label, experiment.data)))
+    label = read_label(case.label, experiment.data, image.original)
+    pred, truth = (sitk.DICOMOrient(part, "LPS") for part in (mask, label))
     spacing, names = spacing_dhw(pred), label_names(experiment.data)
     guess, right = (torch.from_numpy(to_array(part).astype(np.int64)) for part in (pred, truth))
     tolerance = experiment.prediction.tolerance
