@@ -55,7 +55,7 @@ def test_image_and_label_move_together(change):
     sample["image"] = sample["label"].float()
     augment = build_augmentation(replace(OFF, **{change: 1.0}, displacement=4.0))
     changed = augment(sample)
-    assert dice(changed["image"] > 1, changed["label"] > 0) > 0.95
+    assert dice(changed["image"] > 1, changed["label"] > 0) > 0.999  # nearest neighbour: 0.97
     assert dice(changed["label"] > 0, sample["label"] > 0) < 0.99
     assert changed["label"].unique().tolist() == [0, 2]
 
