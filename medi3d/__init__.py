@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from medi3d.inflation.rules import register_rule
     from medi3d.inflation.verify import ExactnessReport, verify
     from medi3d.models.artifact import load_artifact, save_artifact
-    from medi3d.models.networks import create_classifier, create_encoder, create_segmenter
+    from medi3d.models.encoders import create_encoder
+    from medi3d.models.networks import create_classifier, create_segmenter
     from medi3d.models.registry import list_sources
     from medi3d.weights.catalogue import list_weights
     from medi3d.weights.load import LoadReport, load_weights
@@ -31,7 +32,7 @@ _HOMES = {
     "LoadReport": "medi3d.weights.load",
     "Medi3dError": "medi3d.errors",
     "create_classifier": "medi3d.models.networks",
-    "create_encoder": "medi3d.models.networks",
+    "create_encoder": "medi3d.models.encoders",
     "create_segmenter": "medi3d.models.networks",
     "inflate": "medi3d.inflation",
     "list_sources": "medi3d.models.registry",

@@ -1,6 +1,5 @@
 """The command line: parse, call one function, print. Heavy imports stay inside the commands."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -9,6 +8,21 @@ from typing import Annotated, Any
 import typer
 
 from medi3d.errors import Medi3dError, SourceError
+from medi3d.options import (
+    InChannels,
+    Isotropic,
+    JsonFile,
+    Overrides,
+    Plan,
+    RunFolder,
+    Source,
+    Spacing,
+    Weights,
+    plan_of,
+    triple,
+    whole_triple,
+    write_json,
+)
 
 app = typer.Typer(
     name="medi3d",
@@ -21,20 +35,6 @@ app = typer.Typer(
 )
 weights_app = typer.Typer(no_args_is_help=True, help="The catalogue of pretrained weights.")
 app.add_typer(weights_app, name="weights")
-
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report to this JSON file too.")]
-Source = Annotated[str, typer.Argument(help="timm:NAME, inception_v1, a 2D source by name, or an artifact.")]
-Spacing = Annotated[
-    str | None, typer.Option(help="Voxel size DZ,DY,DX in mm: depth is held back while slices are thick.")
-]
-Isotropic = Annotated[bool, typer.Option("--isotropic", help="Depth as in-plane; the default.")]
-Plan = Annotated[str | None, typer.Option(help="Kernel plan: isotropic, video, planar, or a YAML file.")]
-InChannels = Annotated[int, typer.Option(help="Channels of the volumes.")]
-RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/NAME.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key=value in place of the config's, such as training.steps=200.")
-]
-Weights = Annotated[str | None, typer.Option(help="A row of `medi3d weights list`, timm, or file:PATH.")]
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def inflate(
     """
     from medi3d.console import print_inflation
     from medi3d.models.artifact import save_artifact
-    from medi3d.models.networks import LEAN_UNET, create_encoder
+    from medi3d.models.encoders import LEAN_UNET, create_encoder
     from medi3d.models.volumetric import VOLUMETRIC
 
     if source == LEAN_UNET or source in VOLUMETRIC:
@@ -96,13 +96,13 @@ def inflate(
     encoder: Any = create_encoder(
         source,
         weights=weights,
-        plan=_plan(isotropic, plan, spacing),
+        plan=plan_of(isotropic, plan, spacing),
         in_channels=in_channels,
         profile=profile,
         allow_inexact=allow_inexact,
     )
-    print_inflation(encoder.report, _triple(spacing))
-    _write_json(json_file, encoder.report.to_dict())
+    print_inflation(encoder.report, triple(spacing))
+    write_json(json_file, encoder.report.to_dict())
     if out is not None:
         typer.echo(f"wrote {save_artifact(encoder, out)}")
 
@@ -121,7 +121,7 @@ def verify(
 
     report = load_artifact(artifact).report.exactness
     print_proof(report)
-    _write_json(json_file, report.to_dict())
+    write_json(json_file, report.to_dict())
     if not report.exact:
         raise InexactError(
             f"{artifact} is not exact: {report.failure} (worst error {report.max_rel_error:.2g})"
@@ -146,9 +146,9 @@ def inspect(
     from medi3d.console import print_inspection
     from medi3d.models.inspection import inspect_source
 
-    report = inspect_source(source, _plan(False, plan, spacing), in_channels=in_channels, size=size)
-    print_inspection(report, _triple(spacing))
-    _write_json(json_file, report)
+    report = inspect_source(source, plan_of(False, plan, spacing), in_channels=in_channels, size=size)
+    print_inspection(report, triple(spacing))
+    write_json(json_file, report)
 
 
 @app.command()
@@ -167,7 +167,7 @@ def classify(
 
     classes = classify_file(clip, weights, top)
     print_classes(classes)
-    _write_json(json_file, [{"class": name, "probability": p} for name, p in classes])
+    write_json(json_file, [{"class": name, "probability": p} for name, p in classes])
 
 
 @app.command()
@@ -190,7 +190,7 @@ def train(
     last = run_training(experiment, folder, resume=resume)
     if int(os.environ.get("RANK", 0)) == 0:  # of torchrun's processes, one speaks
         typer.echo(f"{folder}: best validation score {last['best']:.4f} after {last['step']} steps")
-        _write_json(json_file, last)
+        write_json(json_file, last)
 
 
 @app.command()
@@ -211,7 +211,7 @@ def evaluate(
 
     means = summary(run_evaluation(load_run(run), run, split))
     print_rows(f"Mean over the {split} cases", [{"label": name, **row} for name, row in means.items()])
-    _write_json(json_file, means)
+    write_json(json_file, means)
 
 
 @app.command()
@@ -233,7 +233,7 @@ def predict(
     written, failed = run_prediction(load_run(run), run, inputs, out)
     for path in written:
         typer.echo(path)
-    _write_json(json_file, {"written": written, "failed": failed})
+    write_json(json_file, {"written": written, "failed": failed})
     for line in failed:
         typer.echo(f"medi3d: {line}", err=True)
     if failed:
@@ -260,12 +260,12 @@ def export(
     from medi3d.models.export import export_network
     from medi3d.transfer.prediction import Predictor
 
-    shape = _whole_triple(size, "--size")
+    shape = whole_triple(size, "--size")
     network = load_artifact(source) if source.is_file() else Predictor.load(load_run(source), source).network
     report = export_network(network, out, to=to, size=shape, dynamic=dynamic)  # type: ignore[arg-type]
     sizes = "any size with the same remainders" if dynamic else f"inputs of {tuple(report.shape)} only"
     typer.echo(f"wrote {out}: {sizes}; differs from the network by {report.max_rel_error:.1e}")
-    _write_json(json_file, report.to_dict())
+    write_json(json_file, report.to_dict())
 
 
 @app.command()
@@ -279,7 +279,7 @@ def doctor(json_file: JsonFile = None) -> None:
 
     findings = examine()
     print_rows("medi3d on this machine", findings)
-    _write_json(json_file, findings)
+    write_json(json_file, findings)
 
 
 @app.command()
@@ -295,7 +295,7 @@ def quickstart(
     """
     from medi3d.quickstart import run_quickstart
 
-    _write_json(json_file, run_quickstart(config, out, fresh=fresh))
+    write_json(json_file, run_quickstart(config, out, fresh=fresh))
 
 
 @weights_app.command("list")
@@ -309,7 +309,7 @@ def weights_list(json_file: JsonFile = None) -> None:
 
     rows = list_weights()
     print_weights(rows)
-    _write_json(json_file, [row.name for row in rows])
+    write_json(json_file, [row.name for row in rows])
 
 
 @weights_app.command("show")
@@ -325,7 +325,7 @@ def weights_show(name: str, json_file: JsonFile = None) -> None:
 
     facts = asdict(get_row(name))
     print_facts(name, facts)
-    _write_json(json_file, facts)
+    write_json(json_file, facts)
 
 
 @weights_app.command("fetch")
@@ -338,46 +338,3 @@ def weights_fetch(name: str) -> None:
     from medi3d.weights.fetch import fetch_weights
 
     typer.echo(f"ready: {fetch_weights(get_row(name), typer.echo)}")
-
-
-def _plan(isotropic: bool, plan: str | None, spacing: str | None) -> Any:
-    """The one plan that the options ask for."""
-    from medi3d.inflation.plan import KernelPlan
-
-    if sum([isotropic, plan is not None, spacing is not None]) > 1:
-        raise typer.BadParameter("give only one of --isotropic, --plan and --spacing")
-    if spacing is not None:
-        return KernelPlan.from_spacing(_triple(spacing) or ())
-    return KernelPlan.named(plan or "isotropic")
-
-
-def _triple(text: str | None) -> tuple[float, float, float] | None:
-    if text is None:
-        return None
-    try:
-        depth, height, width = (float(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"--spacing is {text!r}: give DZ,DY,DX in mm, such as 5,1,1") from None
-    return (depth, height, width)
-
-
-def _whole_triple(text: str, option: str) -> tuple[int, int, int]:
-    try:
-        depth, height, width = (int(part) for part in text.split(","))
-    except ValueError:
-        depth = height = width = 0
-    if min(depth, height, width) < 1:
-        raise typer.BadParameter(f"{option} is {text!r}: give D,H,W in voxels, such as 64,96,96")
-    return (depth, height, width)
-
-
-def _write_json(path: Path | None, content: Any) -> None:
-    if path is None:
-        return
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(content, indent=2, default=str) + "\n")
-        os.replace(aside, path)
-    except OSError as error:
-        raise Medi3dError(f"cannot write {path}: {error.strerror}") from error

@@ -18,7 +18,7 @@ from medi3d.console import console, print_rows
 from medi3d.datasets.synthetic import NOTICE, VirtualSettings, write_cohort
 from medi3d.engine.files import read_table
 from medi3d.errors import ConfigError, WeightsError
-from medi3d.models.networks import create_encoder
+from medi3d.models.encoders import create_encoder
 from medi3d.quickstart_page import draw_curves, draw_mask, write_page
 from medi3d.transfer.evaluation import summary
 from medi3d.transfer.experiment import SegmentationExperiment

@@ -14,7 +14,7 @@ from medi3d.inflation.network import build, prove
 from medi3d.inflation.plan import LayerGeometry, Override
 from medi3d.inflation.rules import TubeletRule
 from medi3d.models.artifact import load_artifact, save_artifact
-from medi3d.models.networks import create_encoder
+from medi3d.models.encoders import create_encoder
 
 LAYERS = {
     "dense": nn.Conv2d(6, 8, 3, padding=1),

@@ -11,7 +11,7 @@ from torch import nn
 from medi3d.errors import SourceError, WeightsError
 from medi3d.models import artifact, registry
 from medi3d.models.artifact import load_artifact, read_description, save_artifact
-from medi3d.models.networks import create_encoder
+from medi3d.models.encoders import create_encoder
 
 
 class Tiny(nn.Module):

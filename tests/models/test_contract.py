@@ -9,10 +9,11 @@ from torch import nn
 
 from medi3d.errors import ShapeError
 from medi3d.inflation import inflate, verify
-from medi3d.models import networks
+from medi3d.models import encoders
 from medi3d.models.artifact import load_artifact, save_artifact
 from medi3d.models.contract import InputRangeWarning, Normaliser, timm_contract
-from medi3d.models.networks import NetworkSettings, build_network, create_encoder
+from medi3d.models.encoders import create_encoder
+from medi3d.models.networks import NetworkSettings, build_network
 from medi3d.weights.catalogue import InputContract, get_row
 
 IMAGENET = InputContract((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -131,8 +132,8 @@ def test_range_is_watched_after_the_first_input_too_and_augmented_data_is_let_pa
 @pytest.fixture
 def timm_weights(monkeypatch):
     """timm's weights stand in for themselves: random ones, as if they had been downloaded."""
-    build = networks.build_source
-    monkeypatch.setattr(networks, "build_source", lambda source, **options: build(source, levels=2))
+    build = encoders.build_source
+    monkeypatch.setattr(encoders, "build_source", lambda source, **options: build(source, levels=2))
 
 
 def test_timm_weights_bring_their_contract_and_an_artifact_keeps_it(timm_weights, tmp_path):
@@ -149,7 +150,7 @@ def test_timm_weights_bring_their_contract_and_an_artifact_keeps_it(timm_weights
 @pytest.mark.parametrize("weights", ["imagenet/efficientnet-lite0", "timm"])
 def test_network_for_a_checkpoint_has_the_contract_of_weights_that_are_not_read(monkeypatch, weights):
     monkeypatch.setenv("MEDI3D_WEIGHTS_PATH", "")
-    monkeypatch.setattr(networks, "load_weights", None)  # to read any would be an error
+    monkeypatch.setattr(encoders, "load_weights", None)  # to read any would be an error
     settings = NetworkSettings("timm:tf_efficientnet_lite0", weights, levels=2)
     network = build_network(settings, "segmentation", 2, read_weights=False)
     assert network.encoder.normaliser.contract == (

@@ -12,8 +12,9 @@ from medi3d.inflation import inflate
 from medi3d.models import export
 from medi3d.models.artifact import save_artifact
 from medi3d.models.contract import Normaliser
+from medi3d.models.encoders import create_encoder
 from medi3d.models.export import export_network
-from medi3d.models.networks import create_classifier, create_encoder, create_segmenter
+from medi3d.models.networks import create_classifier, create_segmenter
 from medi3d.weights.catalogue import InputContract
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own exporters

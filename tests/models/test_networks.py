@@ -12,11 +12,11 @@ from medi3d.errors import ConfigError, PlanError, ShapeError, SourceError, Weigh
 from medi3d.inflation.network import build
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.verify import verify
+from medi3d.models.encoders import create_encoder
 from medi3d.models.networks import (
     NetworkSettings,
     build_network,
     create_classifier,
-    create_encoder,
     create_segmenter,
 )
 from medi3d.models.registry import build_source

@@ -8,7 +8,8 @@ from torch import nn
 
 from medi3d.errors import SourceError, WeightsError
 from medi3d.inflation import inflate, verify
-from medi3d.models.networks import create_encoder, create_segmenter
+from medi3d.models.encoders import create_encoder
+from medi3d.models.networks import create_segmenter
 from medi3d.models.pyramid import extract_pyramid
 from medi3d.models.registry import build_source, list_sources
 from medi3d.weights.load import inflate_state

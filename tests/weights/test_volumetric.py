@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from medi3d.errors import ShapeError, SourceError, WeightsError
-from medi3d.models.networks import create_encoder, create_segmenter
+from medi3d.models.encoders import create_encoder
+from medi3d.models.networks import create_segmenter
 from medi3d.weights.catalogue import find_weights, get_row, list_weights
 from medi3d.weights.keymaps import MEDICALNET_DEPTHS, get_keymap
 from medi3d.weights.load import load_weights

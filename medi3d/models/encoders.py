@@ -1,0 +1,203 @@
+"""3D encoders: source + weights + plan -> x (B, C, D, H, W) -> list of feature maps."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from monai.networks.blocks.dynunet_block import UnetBasicBlock
+from torch import Tensor, nn
+
+from medi3d.axes import Triple
+from medi3d.errors import ShapeError, SourceError
+from medi3d.inflation.network import Inflated, inflate
+from medi3d.inflation.plan import KernelPlan
+from medi3d.inflation.rules import ConvRule
+from medi3d.models.artifact import load_artifact
+from medi3d.models.contract import normaliser_of
+from medi3d.models.registry import build_source
+from medi3d.models.volumetric import VOLUMETRIC, create_volumetric
+from medi3d.weights.catalogue import get_row
+from medi3d.weights.load import LoadReport, load_weights
+
+LEAN_UNET = "unet"
+"""Source of the lean 3D U-Net that every comparison needs as its baseline; it has no 2D origin."""
+
+
+def create_encoder(
+    source: str | nn.Module,
+    *,
+    weights: str | None = None,
+    plan: KernelPlan | str = "isotropic",
+    in_channels: int = 1,
+    profile: str = "mean",
+    levels: int | None = None,
+    contract: bool = True,
+    read_weights: bool = True,
+    allow_inexact: bool = False,
+) -> nn.Module:
+    """A 3D encoder: `(B, C, D, H, W)` -> list of feature maps; has `.out_channels` and `.strides`.
+
+    2D weights are loaded before inflation, 3D weights after it. Without weights the 3D kernels are
+    drawn anew, so that a network "from scratch" does not start constant along depth.
+
+    Args:
+        source: `timm:NAME`, `torchvision:NAME`, `monai:NAME`, `inception_v1`; `medicalnet:NAME`,
+            `unet3d`, `unet`, which are 3D from the start; the path of an artifact (which brings its own
+            plan and weights); or a 2D network that returns a list of maps and keeps its weights.
+        weights: a catalogue row, `timm` (timm's own), `file:PATH`, or None.
+        plan: kernels along depth.
+        in_channels: channels of the volumes.
+        profile: depth profile, see `medi3d.inflation.kernels`.
+        levels: use the first so many maps only; None: all.
+        contract: take data in [-1, 1] to what the weights expect (`medi3d.models.contract`); False
+            leaves that to you.
+        read_weights: False builds the network for these weights, but leaves them unread.
+        allow_inexact: return a network that failed its proof, with the report.
+
+    Raises:
+        SourceError, WeightsError, PlanError, InexactError: as `inflate` and `load_weights` say.
+    """
+    if levels is not None and levels < 1:
+        raise SourceError(f"an encoder needs at least 1 level, not {levels}")
+    if source == LEAN_UNET:
+        if weights is not None:
+            raise SourceError(f"the lean U-Net has no pretrained weights, but {weights!r} is asked for")
+        return PlainEncoder(in_channels, PLAIN_CHANNELS[:levels])
+    if isinstance(source, str) and source.endswith(".safetensors"):
+        return _load_encoder(source, weights, in_channels, levels)
+    if isinstance(source, str) and source in VOLUMETRIC:
+        return create_volumetric(
+            source,
+            weights=weights,
+            in_channels=in_channels,
+            levels=levels,
+            contract=contract,
+            read_weights=read_weights,
+        )
+    net2d = _source_network(source, weights, levels, read_weights)
+    unread = not read_weights and str(weights).startswith("file:")  # it says nothing of its input
+    row = None if weights in (None, "timm") or unread else get_row(weights)
+    report: LoadReport | None = None
+    if row is not None and row.dimensions == 2 and read_weights:
+        report = load_weights(net2d, row)
+    pretrained_by_timm = str(source) if weights == "timm" else None
+    normaliser = normaliser_of(row or pretrained_by_timm, in_channels) if contract else None
+    inside = in_channels if normaliser is None else normaliser.channels
+    encoder = inflate(net2d, plan, profile=profile, in_channels=inside, allow_inexact=allow_inexact)
+    encoder.in_channels, encoder.normaliser = in_channels, normaliser
+    if row is not None and row.dimensions == 3 and read_weights:
+        report = load_weights(encoder, row)
+    if isinstance(source, nn.Module):
+        _check_maps(encoder, source)
+    elif weights is None:
+        draw_kernels(encoder)
+    encoder.report.source = source if isinstance(source, str) else type(source).__name__
+    if report is not None and row is not None and row.dimensions == 2:
+        _tell_inflated(report, net2d, encoder.network)
+    encoder.report.weights = {"name": weights or "none", **(report.to_dict() if report else {})}
+    if normaliser is not None:
+        encoder.report.weights["contract"] = normaliser.to_dict()
+    return encoder
+
+
+def _source_network(
+    source: str | nn.Module, weights: str | None, levels: int | None, read_weights: bool
+) -> nn.Module:
+    """The 2D network to inflate, the caller's own as a copy; refuse options that it could not follow."""
+    if isinstance(source, nn.Module):
+        if levels is not None or weights == "timm":
+            option = "levels" if levels is not None else "weights='timm'"
+            raise SourceError(f"{option} belongs to a source by name; {type(source).__name__} is a network")
+        return copy.deepcopy(source)
+    if weights == "timm" and not source.startswith("timm:"):
+        raise SourceError(f"weights 'timm' are for sources timm:NAME; {source!r} is none of them")
+    return build_source(source, levels=levels, pretrained=weights == "timm" and read_weights)
+
+
+@torch.no_grad()
+def _check_maps(encoder: Inflated, source: nn.Module) -> None:
+    """Refuse a network of the caller that returns anything but a list of feature maps."""
+    size, training = encoder.report.exactness.size, encoder.training
+    kernel = next(encoder.parameters())
+    maps = encoder.eval()(kernel.new_zeros(1, encoder.in_channels, 1, size, size))
+    encoder.train(training)
+    if not isinstance(maps, list) or any(not isinstance(x, Tensor) or x.dim() != 5 for x in maps):
+        raise SourceError(
+            f"{type(source).__name__} is no encoder: it must return a list of feature maps (N, C, H, W), "
+            "as timm's networks do with features_only=True"
+        )
+
+
+def _load_encoder(path: str, weights: str | None, in_channels: int, levels: int | None) -> nn.Module:
+    encoder = load_artifact(path)
+    if levels not in (None, len(encoder.levels)):
+        raise SourceError(f"the artifact {path} has {len(encoder.levels)} levels, not {levels}")
+    if weights is not None:
+        raise SourceError(f"the artifact {path} has its weights; leave out {weights!r}")
+    if encoder.in_channels != in_channels:
+        raise SourceError(f"the artifact {path} takes {encoder.in_channels} channels, not {in_channels}")
+    return encoder
+
+
+def _tell_inflated(report: LoadReport, net2d: nn.Module, network: nn.Module) -> None:
+    """Say of 2D weights that were loaded before inflation what inflation made of them."""
+    before, after = net2d.state_dict(), network.state_dict()
+    for name in list(report.matched):
+        flat, deep = before[name].shape, after[name].shape
+        if len(deep) == 5 and deep[1] != flat[1]:
+            kind = report.adapted
+        elif len(deep) == 5 and deep[2] > 1:
+            kind = report.inflated
+        else:
+            continue
+        report.matched.remove(name)
+        kind.append(name)
+
+
+def draw_kernels(encoder: Inflated) -> None:
+    """Draw every kernel with depth anew, independent in each tap, with the variance that keeps activations.
+
+    Where the 2D kernel has variance v, N independent taps need v/N each.
+    """
+    for rule in encoder.rules().values():
+        taps = rule.weight.shape[2] if isinstance(rule, ConvRule) else 1
+        if isinstance(rule, ConvRule) and taps > 1:
+            # Over all taps its deviation is the 2D one by N; as it is; or, one tap of N filled, by √N.
+            times = {"mean": taps, "repeat": 1}.get(rule.profile, taps**0.5)
+            spread = float(rule.weight.detach().std()) * times if rule.weight.numel() > taps else 1.0
+            nn.init.normal_(rule.weight, std=spread / taps**0.5)
+
+
+PLAIN_CHANNELS = (32, 64, 128)
+"""Channels of the lean U-Net's encoder, fine to coarse."""
+
+
+class PlainEncoder(nn.Module):
+    """The lean U-Net's encoder: one block of two 3×3×3 convolutions per level, each halving the size."""
+
+    def __init__(self, in_channels: int, channels: Sequence[int] = PLAIN_CHANNELS) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = list(channels)
+        self.strides: list[Triple] = [(2**i, 2**i, 2**i) for i in range(1, len(channels) + 1)]
+        self.blocks = nn.ModuleList(
+            UnetBasicBlock(3, before, after, 3, stride=2, norm_name=("instance", {"affine": True}))
+            for before, after in zip([in_channels, *channels[:-1]], channels, strict=True)
+        )
+
+    def forward(self, volume: Tensor) -> list[Tensor]:
+        """`(B, C, D, H, W)` -> maps at strides 2, 4, 8.
+
+        Raises:
+            ShapeError: the input is not 5-D, is empty, or has another number of channels.
+        """
+        if volume.dim() != 5 or volume.shape[1] != self.in_channels or 0 in volume.shape:
+            raise ShapeError(
+                f"this network takes (B, {self.in_channels}, D, H, W) with no empty axis, "
+                f"not {tuple(volume.shape)}"
+            )
+        maps = []
+        for block in self.blocks:
+            volume = block(volume)
+            maps.append(volume)
+        return maps

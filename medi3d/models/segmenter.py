@@ -1,0 +1,112 @@
+"""Encoder, U-Net decoder and head for volumes of any size."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medi3d.axes import DEPTH, Triple
+from medi3d.errors import ShapeError
+from medi3d.inflation.rules import Rule
+from medi3d.models.decoder import Decoder
+
+
+class Segmenter(nn.Module):
+    """Encoder, U-Net decoder, 1×1×1 head: `(B, C, D, H, W)` -> logits `(B, num_classes, D, H, W)`.
+
+    Takes any size. In training mode with deep supervision it returns a list of logits, finest
+    first, each at the resolution of its decoder level; otherwise one tensor.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        num_classes: int,
+        *,
+        channels: Sequence[int] | None = None,
+        norm: str = "instance",
+        deep_supervision: bool = False,
+    ) -> None:
+        super().__init__()
+        declared: Any = encoder
+        self.encoder = encoder
+        self.decoder = Decoder(declared.in_channels, declared.out_channels, declared.strides, channels, norm)
+        supervised = self.decoder.out_channels if deep_supervision else self.decoder.out_channels[:1]
+        self.heads = nn.ModuleList(nn.Conv3d(width, num_classes, 1) for width in supervised)
+        self.coarsest: Triple = declared.strides[-1]
+        whole = _drops_ends(encoder) or _moves_with_size(encoder)
+        self.multiple: Triple = self.coarsest if whole else (1, 1, 1)
+
+    def forward(self, volume: Tensor) -> Tensor | list[Tensor]:
+        """`(B, C, D, H, W)` -> logits of the same size.
+
+        Raises:
+            ShapeError: the input is not 5-D, is empty, or has another number of channels.
+        """
+        if volume.dim() != 5 or 0 in volume.shape:
+            raise ShapeError(
+                f"a segmenter takes (B, C, D, H, W) with no empty axis, not {tuple(volume.shape)}"
+            )
+        size = volume.shape[DEPTH:]
+        padded = _pad_to(volume, _padded_size(size, self.coarsest, self.multiple))
+        maps = self.decoder(padded, self.encoder(padded))
+        finest = self.heads[0](maps[0])[:, :, : size[0], : size[1], : size[2]]
+        if not self.training or len(self.heads) == 1:
+            return finest
+        return [finest, *(head(x) for head, x in zip(self.heads[1:], maps[1:], strict=True))]
+
+
+def _padded_size(size: Sequence[int], coarsest: Triple, multiple: Triple) -> list[int]:
+    """The size to which a volume is padded: a multiple, and no single position at the coarsest level.
+
+    Norms take statistics over positions, so one alone has none: the axis that lacks least gets a second.
+    """
+    enough = list(size)
+    if all(s <= c for s, c in zip(size, coarsest, strict=True)):
+        axis = min(range(3), key=lambda a: coarsest[a] - size[a])
+        enough[axis] = coarsest[axis] + 1
+    return [s + -s % m for s, m in zip(enough, multiple, strict=True)]
+
+
+def _pad_to(volume: Tensor, size: Sequence[int]) -> Tensor:
+    """Repeat the far ends of `(B, C, D, H, W)` up to that (depth, height, width)."""
+    depth, height, width = (wanted - have for wanted, have in zip(size, volume.shape[DEPTH:], strict=True))
+    if not depth + height + width:
+        return volume
+    return nn.functional.pad(volume, (0, width, 0, height, 0, depth), mode="replicate")
+
+
+def _moves_with_size(encoder: nn.Module) -> bool:
+    """Whether features lie elsewhere for odd sizes than for even ones.
+
+    TensorFlow's "same" shares out its padding by the size of the input: before a strided layer of
+    kernel 7, two voxels for an even size and three for an odd one, and so on at every level. A
+    network trained on patches of one size would find all its features shifted in a volume of another.
+    """
+    return any(isinstance(r, Rule) and r.same and max(r.stride_2d) > 1 for r in encoder.modules())
+
+
+@torch.no_grad()
+def _drops_ends(encoder: nn.Module) -> bool:
+    """Whether strided layers leave out voxels at the far end where a size does not divide.
+
+    Encoders whose levels have ceil(size / stride) positions see every voxel; of the others the
+    input must be padded to a multiple of the largest stride.
+    """
+    declared: Any = encoder
+    size = [2 * max(stride) - 1 for stride in zip(*declared.strides, strict=True)]
+    parameter = next(encoder.parameters())
+    probe = torch.zeros(1, declared.in_channels, *size, dtype=parameter.dtype, device=parameter.device)
+    training = encoder.training
+    encoder.eval()
+    try:
+        maps = encoder(probe)
+    except (RuntimeError, ShapeError):  # too small for this network, or not a multiple of what it needs
+        return True
+    finally:
+        encoder.train(training)
+    return any(
+        list(x.shape[DEPTH:]) != [-(-s // t) for s, t in zip(size, stride, strict=True)]
+        for x, stride in zip(maps, declared.strides, strict=True)
+    )

@@ -1,0 +1,80 @@
+"""Options that several commands share, and what their texts mean."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medi3d.errors import Medi3dError
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report to this JSON file too.")]
+Source = Annotated[str, typer.Argument(help="timm:NAME, inception_v1, a 2D source by name, or an artifact.")]
+Spacing = Annotated[
+    str | None, typer.Option(help="Voxel size DZ,DY,DX in mm: depth is held back while slices are thick.")
+]
+Isotropic = Annotated[bool, typer.Option("--isotropic", help="Depth as in-plane; the default.")]
+Plan = Annotated[str | None, typer.Option(help="Kernel plan: isotropic, video, planar, or a YAML file.")]
+InChannels = Annotated[int, typer.Option(help="Channels of the volumes.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/NAME.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value in place of the config's, such as training.steps=200.")
+]
+Weights = Annotated[str | None, typer.Option(help="A row of `medi3d weights list`, timm, or file:PATH.")]
+
+
+def plan_of(isotropic: bool, plan: str | None, spacing: str | None) -> Any:
+    """The one plan that the options ask for."""
+    from medi3d.inflation.plan import KernelPlan
+
+    if sum([isotropic, plan is not None, spacing is not None]) > 1:
+        raise typer.BadParameter("give only one of --isotropic, --plan and --spacing")
+    if spacing is not None:
+        return KernelPlan.from_spacing(triple(spacing) or ())
+    return KernelPlan.named(plan or "isotropic")
+
+
+def triple(text: str | None) -> tuple[float, float, float] | None:
+    """Voxel size in mm from "DZ,DY,DX"."""
+    if text is None:
+        return None
+    try:
+        depth, height, width = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--spacing is {text!r}: give DZ,DY,DX in mm, such as 5,1,1") from None
+    return (depth, height, width)
+
+
+def whole_triple(text: str, option: str) -> tuple[int, int, int]:
+    """Whole numbers above 0 from "D,H,W"."""
+    try:
+        depth, height, width = (int(part) for part in text.split(","))
+    except ValueError:
+        depth = height = width = 0
+    if min(depth, height, width) < 1:
+        raise typer.BadParameter(f"{option} is {text!r}: give D,H,W in voxels, such as 64,96,96")
+    return (depth, height, width)
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    """Write strict JSON, aside and then renamed; infinities and NaN, which it lacks, become null."""
+    if path is None:
+        return
+    text = json.dumps(_finite(json.loads(json.dumps(content, default=str))), indent=2, allow_nan=False)
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text + "\n")
+        os.replace(aside, path)
+    except OSError as error:
+        raise Medi3dError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
