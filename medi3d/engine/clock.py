@@ -1,6 +1,8 @@
 """What a run has cost so far: wall time, processor time, and the share that went into waiting for data."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 
@@ -24,12 +26,29 @@ class Clock:
 
     def __init__(self) -> None:
         self._wall, self._cpu = -time.monotonic(), -cpu_seconds()
+        self._wall_apart = self._cpu_apart = 0.0
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Inside is no training (reading, validation): it counts in a run's cost, but not in its budget."""
+        begun = time.monotonic(), cpu_seconds()
+        yield
+        self._wall_apart += time.monotonic() - begun[0]
+        self._cpu_apart += cpu_seconds() - begun[1]
 
     def read(self) -> dict[str, float]:
-        """Seconds so far, under "wall_seconds" and "cpu_seconds"."""
-        return {"wall_seconds": time.monotonic() + self._wall, "cpu_seconds": cpu_seconds() + self._cpu}
+        """Seconds so far: "wall_seconds", "cpu_seconds", and of these "training_wall_seconds" and so on."""
+        wall, cpu = time.monotonic() + self._wall, cpu_seconds() + self._cpu
+        return {
+            "wall_seconds": wall,
+            "cpu_seconds": cpu,
+            "training_wall_seconds": wall - self._wall_apart,
+            "training_cpu_seconds": cpu - self._cpu_apart,
+        }
 
     def go_on_from(self, reading: dict[str, float]) -> None:
         """Count from an earlier `reading` on."""
-        self._wall = reading["wall_seconds"] - time.monotonic()
-        self._cpu = reading["cpu_seconds"] - cpu_seconds()
+        wall, cpu = reading["wall_seconds"], reading["cpu_seconds"]
+        self._wall, self._cpu = wall - time.monotonic(), cpu - cpu_seconds()
+        self._wall_apart = wall - reading.get("training_wall_seconds", wall)
+        self._cpu_apart = cpu - reading.get("training_cpu_seconds", cpu)

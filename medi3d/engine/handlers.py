@@ -26,7 +26,8 @@ class Validation:
 
     `trainer.state.metrics` becomes a row: step, train_loss (mean since the last row), val_loss, the means of
     the task's metrics, learning rates, wall and processor seconds since the start of the run (of all
-    processes), and data_share, the share of training time spent waiting for samples.
+    processes; training_cpu_seconds without reading and validation), and data_share, the share of training
+    time spent waiting for samples.
     """
 
     def __init__(self, evaluator: SupervisedEvaluator, state: TrainingState, every: int):
@@ -41,14 +42,15 @@ class Validation:
         trainer.add_event_handler(Events.ITERATION_COMPLETED(event_filter=self._is_due), self._validate)
 
     def _is_due(self, trainer: Workflow, step: int) -> bool:
-        return step % self.every == 0 or step == trainer.state.epoch_length
+        return step % self.every == 0 or self.state.finished
 
     def _remember(self, trainer: Workflow) -> None:
         self._losses.append(trainer.state.output["loss"])
 
     def _validate(self, trainer: Workflow) -> None:
         distributed.share_buffers(self.state.network)
-        means = mean_row(evaluate(self.evaluator))
+        with self.state.clock.apart():
+            means = mean_row(evaluate(self.evaluator))
         costs = distributed.gather(self.state.clock.read())
         losses = [loss for part in distributed.gather(self._losses) for loss in part]
         trainer.state.metrics = {
@@ -59,6 +61,7 @@ class Validation:
             **self.state.learning_rates(),
             "wall_seconds": costs[0]["wall_seconds"],
             "cpu_seconds": sum(cost["cpu_seconds"] for cost in costs),
+            "training_cpu_seconds": sum(cost["training_cpu_seconds"] for cost in costs),
             "data_share": self._watch.data_share(),
         }
         self._losses = []
@@ -110,6 +113,20 @@ class MetricsTable:
         write_table(self.path, self.rows)
 
 
+class PlateauWatch:
+    """Tells the budget each validation score, so that it can see when they are flat."""
+
+    def __init__(self, table: MetricsTable, state: TrainingState, score: str):
+        self.table, self.state, self.score = table, state, score
+
+    def attach(self, trainer: Workflow) -> None:
+        """Watch `trainer`."""
+        trainer.add_event_handler(TrainingEvents.VALIDATED, self._judge)
+
+    def _judge(self, _: Workflow) -> None:
+        self.state.budget.judge(self.state.step, [row[self.score] for row in self.table.rows])
+
+
 class Checkpoints:
     """Writes `last.pt`, from which a run continues, and `best.pt`, the weights with the highest score.
 
@@ -143,12 +160,15 @@ class OnValidation:
 
 
 class TrainingProgress:
-    """A bar with loss, time left and the last score; where there is no terminal, a line every 30 seconds."""
+    """A bar with loss, time left and the last score; where there is no terminal, a line every 30 seconds.
+
+    `position` tells how far a step has come on the way to the trainer's last one, for budgets of compute.
+    """
 
     seconds_between_lines = 30.0
 
-    def __init__(self, score: str):
-        self.score = score
+    def __init__(self, score: str, position: Callable[[int], float] = float):
+        self.score, self.position = score, position
         self._bar: Progress | None = None
         self._last_line = time.monotonic()
         self._last_score = "not yet"
@@ -160,24 +180,26 @@ class TrainingProgress:
         trainer.add_event_handler(TrainingEvents.VALIDATED, self._validated)
 
     def _start(self, trainer: Workflow) -> None:
-        self._begun, self._first = time.monotonic(), trainer.state.iteration
+        self._begun, self._first = time.monotonic(), self.position(trainer.state.iteration)
         if not console.is_terminal:
             return
         words = TextColumn("loss {task.fields[loss]:.4f}  {task.description}")
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), words, TimeRemainingColumn())
         self._bar = Progress(*columns, console=console)
-        steps, done = trainer.state.epoch_length, trainer.state.iteration
+        steps, done = trainer.state.epoch_length, self.position(trainer.state.iteration)
         self._task = self._bar.add_task(self._words(), total=steps, completed=done, loss=float("nan"))
         self._bar.start()
 
     def _step(self, trainer: Workflow) -> None:
         step, loss = trainer.state.iteration, trainer.state.output["loss"]
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, loss=loss, description=self._words())
+            completed = self.position(step)
+            self._bar.update(self._task, completed=completed, loss=loss, description=self._words())
         elif self._line_is_due(step < trainer.state.epoch_length):
-            pace = (self._last_line - self._begun) / (step - self._first)
-            left = pace * (trainer.state.epoch_length - step)
-            log.info(f"step {step}/{trainer.state.epoch_length}: loss {loss:.4f}, about {left:.0f} s left")
+            position = self.position(step)
+            pace = (self._last_line - self._begun) / (position - self._first)
+            left = pace * (trainer.state.epoch_length - position)
+            log.info(f"step {step}: loss {loss:.4f}, about {left:.0f} s left")
 
     def _line_is_due(self, unfinished: bool) -> bool:
         due = unfinished and time.monotonic() - self._last_line > self.seconds_between_lines

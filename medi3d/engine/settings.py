@@ -5,8 +5,18 @@ from dataclasses import dataclass, field
 from medi3d.engine.precision import CHOICES
 from medi3d.errors import ConfigError
 
-SCHEDULES = ("cosine", "poly")
+SCHEDULES = ("cosine", "poly", "plateau")
 MIRROR_AXES = ("depth", "height", "width")
+NOT_NEGATIVE = (
+    "cpu_seconds",
+    "gpu_seconds",
+    "encoder_factor",
+    "weight_decay",
+    "gradient_clip",
+    "min_gain",
+    "workers",
+    "cache_gb",
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +28,11 @@ class TrainingSettings:
     """
 
     steps: int = 800
-    """optimiser steps in all"""
+    """optimiser steps in all; at most, where training ends by compute or by a plateau"""
+    cpu_seconds: float = 0.0
+    """end after so many processor seconds of training (validation apart), in one process; 0: by steps"""
+    gpu_seconds: float = 0.0
+    """end after so many seconds of training on the GPU (validation apart), in one process; 0: by steps"""
     batch_size: int = 2
     """samples a step, over all processes together"""
     learning_rate: float = 0.01
@@ -30,7 +44,12 @@ class TrainingSettings:
     warmup: float = 0.1
     """share of the steps in which the learning rate rises linearly"""
     schedule: str = "cosine"
-    """how the learning rate falls to 0 after that: cosine | poly (power 0.9)"""
+    """how the learning rate falls to 0 after that: cosine | poly (power 0.9) | plateau (stays up until the
+    validation score is flat, then a cosine over a quarter of the steps done; with it training ends)"""
+    patience: int = 5
+    """plateau: validations without a gain after which the score counts as flat"""
+    min_gain: float = 0.002
+    """plateau: a rise of the score that counts as a gain must be larger than this"""
     gradient_clip: float = 12.0
     """largest norm of all gradients together; 0: no limit"""
     ema: float = 0.0
@@ -45,10 +64,10 @@ class TrainingSettings:
     """memory in GB for cases that were read; 0: read each time"""
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "validate_every"):
+        for key in ("steps", "batch_size", "validate_every", "patience"):
             self._check(key, getattr(self, key) >= 1, "at least 1")
         self._check("learning_rate", self.learning_rate > 0, "above 0")
-        for key in ("encoder_factor", "weight_decay", "gradient_clip", "workers", "cache_gb"):
+        for key in NOT_NEGATIVE:
             self._check(key, getattr(self, key) >= 0, "0 or more")
         for key in ("warmup", "ema"):
             self._check(key, 0 <= getattr(self, key) < 1, "at least 0 and below 1")

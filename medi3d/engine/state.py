@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from medi3d.engine.budget import Budget
 from medi3d.engine.clock import Clock
 from medi3d.engine.files import written_aside
 from medi3d.engine.settings import TrainingSettings
@@ -18,21 +19,6 @@ from medi3d.errors import WeightsError
 
 FORMAT = 1
 """Number of the checkpoint's layout."""
-
-
-def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
-    """Share of the highest learning rate in optimiser step `step`, counted from 0.
-
-    It rises linearly in the first `warmup` of the steps and then falls to 0 along half a cosine, or as
-    (1 - t)^0.9.
-    """
-    rising = round(settings.warmup * settings.steps)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    elapsed = (step - rising) / max(1, settings.steps - rising)
-    if settings.schedule == "poly":
-        return max(0.0, 1 - elapsed) ** 0.9
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, elapsed)))
 
 
 @dataclass
@@ -47,6 +33,7 @@ class TrainingState:
     scheduler: LambdaLR
     average: AveragedModel | None
     clock: Clock
+    budget: Budget
     step: int = 0
     """optimiser steps done"""
     best: float = -math.inf
@@ -58,11 +45,18 @@ class TrainingState:
     ) -> "TrainingState":
         """AdamW over parameter `groups` (each with "name", "params" and "lr"), at the start of a run."""
         optimizer = torch.optim.AdamW(list(groups), weight_decay=settings.weight_decay)
-        scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
+        clock = Clock()
+        budget = Budget(settings, clock)
+        scheduler = LambdaLR(optimizer, budget.factor)
         average = None
         if settings.ema:
             average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-        return cls(network, optimizer, scheduler, average, Clock())
+        return cls(network, optimizer, scheduler, average, clock, budget)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self.budget.is_over(self.step)
 
     @property
     def validated(self) -> nn.Module:
@@ -80,6 +74,7 @@ class TrainingState:
             "step": self.step,
             "best": self.best,
             "clock": self.clock.read(),
+            "flat_at": self.budget.flat_at,
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -106,6 +101,7 @@ class TrainingState:
             raise WeightsError(f"{path}: {reason}; resume with the config that started it") from error
         self.step, self.best = content["step"], content["best"]
         self.clock.go_on_from(content["clock"])
+        self.budget.flat_at = content.get("flat_at")
 
     def save_network(self, path: Path, score: float) -> None:
         """Write the weights alone, of the network that is validated, with its score."""

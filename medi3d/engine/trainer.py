@@ -43,7 +43,7 @@ def build_trainer(
     seed: int = 0,
     frozen: Sequence[nn.Module] = (),
 ) -> SupervisedTrainer:
-    """An engine that trains `state.network` from `state.step` to `settings.steps`.
+    """An engine that trains `state.network` from `state.step` until its budget is spent.
 
     Attach handlers (see `medi3d.engine.handlers`), then call `.run()`.
 
@@ -81,6 +81,8 @@ def build_trainer(
         if state.average is not None:
             state.average.update_parameters(state.network)
         state.step = engine.state.iteration
+        if state.finished:
+            engine.terminate()
         return {Keys.LOSS: float(loss.detach())}
 
     trainer = SupervisedTrainer(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from medi3d.errors import ConfigError, ShapeError, SourceError
@@ -67,6 +68,7 @@ def build_network(
     """
     if task not in ("segmentation", "classification"):
         raise ConfigError(f"task is {task!r}: use segmentation or classification")
+    rest_seed = int(torch.randint(2**62, ()))
     encoder = create_encoder(
         settings.source,
         weights=settings.weights,
@@ -77,6 +79,7 @@ def build_network(
         contract=settings.contract,
         read_weights=read_weights,
     )
+    torch.manual_seed(rest_seed)  # decoder and head start the same, whatever filled the encoder
     if task == "classification":
         return create_classifier(encoder, num_classes=num_classes, dropout=settings.dropout)
     return create_segmenter(

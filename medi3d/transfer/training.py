@@ -13,7 +13,14 @@ from torch import nn
 from medi3d.engine import distributed
 from medi3d.engine.environment import describe
 from medi3d.engine.files import read_table, written_aside
-from medi3d.engine.handlers import Checkpoints, MetricsTable, OnValidation, TrainingProgress, Validation
+from medi3d.engine.handlers import (
+    Checkpoints,
+    MetricsTable,
+    OnValidation,
+    PlateauWatch,
+    TrainingProgress,
+    Validation,
+)
 from medi3d.engine.log import log, spoken_log
 from medi3d.engine.plots import plot_curves
 from medi3d.engine.precision import Precision
@@ -31,8 +38,10 @@ WITHOUT_EFFECT = ("workers", "cache_gb")
 """Keys of `training` that a resumed run may change: they do not touch the result."""
 
 
-def run_training(experiment: Experiment, folder: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Train, judge the best network on the validation cases, and leave it all in the run folder.
+def run_training(
+    experiment: Experiment, folder: Path, *, resume: bool = False, split: str = "validation"
+) -> dict[str, Any]:
+    """Train, judge the best network on the cases of a split, and leave it all in the run folder.
 
     Started by torchrun, the processes train one network together; the first one writes.
 
@@ -40,12 +49,14 @@ def run_training(experiment: Experiment, folder: Path, *, resume: bool = False) 
         experiment: what to train.
         folder: the run folder; made if it is not there.
         resume: go on from the last checkpoint in `folder`; from the start where there is none.
+        split: see `run_evaluation`.
 
     Returns:
         The last row of `metrics.csv`, and "best", the highest score.
 
     Raises:
-        ConfigError: `folder` holds a run already and `resume` is false, or that of another experiment.
+        ConfigError: `folder` holds a run already and `resume` is false, or that of another experiment; or
+            several processes share a budget of compute.
         DataError: the data are damaged, or `folder` cannot be written.
         TrainingError: the loss is no longer a number.
     """
@@ -61,12 +72,14 @@ def run_training(experiment: Experiment, folder: Path, *, resume: bool = False) 
         writes = distributed.is_writer()
     if writes:
         with spoken_log(folder / "log.txt"):
-            run_evaluation(experiment, folder)
+            run_evaluation(experiment, folder, split)
     return row
 
 
 def _train(experiment: Experiment, folder: Path, checkpoint: Path, device: torch.device) -> dict[str, Any]:
     settings, task, data = experiment.training, make_task(experiment), prepare_data(experiment)
+    if (settings.cpu_seconds or settings.gpu_seconds) and distributed.ranks() > 1:
+        raise ConfigError(f"training ends by compute: one process counts it, not {distributed.ranks()}")
     precision = Precision.choose(settings.precision, device)
     network = make_network(experiment, task)
     frozen = frozen_parts(network, experiment.strategy)
@@ -75,8 +88,8 @@ def _train(experiment: Experiment, folder: Path, checkpoint: Path, device: torch
     state = TrainingState.create(network, groups, settings)
     if checkpoint.is_file():
         state.load(checkpoint)
-        log.info(f"going on from step {state.step} of {settings.steps}")
-    if state.step < settings.steps:
+        log.info(f"going on from step {state.step}")
+    if not state.finished:
         _introduce(experiment, data, network, precision)
         _run(experiment, task, data, state, precision, frozen, folder)
     return {**read_table(folder / "metrics.csv")[-1], "best": state.best}
@@ -92,21 +105,24 @@ def _run(
     folder: Path,
 ) -> None:
     settings = experiment.training
-    batches = data.training_batches(state.step, settings, experiment.seed)
+    with state.clock.apart():
+        batches = data.training_batches(state.step, settings, experiment.seed)
+        validated = data.validation_batches(settings)
     trainer = build_trainer(task, state, batches, settings, precision, seed=experiment.seed, frozen=frozen)
-    evaluator = build_evaluator(task, state.validated, data.validation_batches(settings), precision)
+    evaluator = build_evaluator(task, state.validated, validated, precision)
     Validation(evaluator, state, settings.validate_every).attach(trainer)
     if not distributed.is_writer():
         trainer.run()
         return
     table = MetricsTable(folder / "metrics.csv", state.step)
-    progress = TrainingProgress(task.score)
+    progress = TrainingProgress(task.score, state.budget.position)
+    plateau = PlateauWatch(table, state, task.score)
 
     def draw(_: Workflow) -> None:
         plot_curves(table.rows, task.score, folder / "plots" / "curves.png")
 
     checkpoints = Checkpoints(folder / "checkpoints", state, task.score)
-    for handler in (table, checkpoints, OnValidation(draw), progress):
+    for handler in (table, plateau, checkpoints, OnValidation(draw), progress):
         handler.attach(trainer)
     try:
         trainer.run()

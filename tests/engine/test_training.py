@@ -8,10 +8,11 @@ from ignite.engine import Events
 from torch import nn
 
 from medi3d.datasets.stream import StreamBatches, TrainingStream, training_loader, validation_loader
+from medi3d.engine.budget import learning_rate_factor
 from medi3d.engine.handlers import Checkpoints, MetricsTable, TrainingProgress, Validation
 from medi3d.engine.precision import Precision
 from medi3d.engine.settings import TrainingSettings
-from medi3d.engine.state import TrainingState, learning_rate_factor, load_network
+from medi3d.engine.state import TrainingState, load_network
 from medi3d.engine.task import segmentation
 from medi3d.engine.trainer import TrainingError, build_evaluator, build_trainer
 

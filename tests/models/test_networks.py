@@ -186,6 +186,26 @@ class Mine(nn.Module):
         return [x, self.coarse(x)]
 
 
+@pytest.mark.parametrize("change", [{"profile": "centre"}, {"weights": "file"}], ids=["profile", "weights"])
+def test_the_decoder_starts_the_same_whatever_fills_the_encoder(change, tmp_path):
+    if "weights" in change:
+        file = tmp_path / "encoder.safetensors"
+        save_file(build_source("timm:test_resnet", levels=2).state_dict(), file)
+        change = {"weights": f"file:{file}"}
+    networks = []
+    for changed in ({}, change):
+        torch.manual_seed(5)
+        settings = NetworkSettings(source="timm:test_resnet", levels=2, **changed)
+        networks.append(build_network(settings, "segmentation", 2))
+    one, other = networks
+    assert all(
+        torch.equal(p, q) for p, q in zip(one.decoder.parameters(), other.decoder.parameters(), strict=True)
+    )
+    assert not all(
+        torch.equal(p, q) for p, q in zip(one.encoder.parameters(), other.encoder.parameters(), strict=True)
+    )
+
+
 def test_a_network_of_ones_own_keeps_its_weights():
     net = Mine()
     encoder = create_encoder(net, in_channels=3)

@@ -171,3 +171,22 @@ def test_two_processes_end_with_the_loss_of_one(config, tmp_path):
         assert two["step"] == one["step"]
         for column in ("train_loss", "val_loss"):
             assert float(two[column]) == pytest.approx(float(one[column]), rel=1e-4), column
+
+
+def test_a_budget_of_cpu_seconds_ends_a_run_with_a_validation(config, tmp_path):
+    overrides = ["training.steps=100000", "training.cpu_seconds=1.5", "training.validate_every=100000"]
+    last = run_training(load_config(config, overrides), tmp_path / "run")
+    assert last["training_cpu_seconds"] >= 1.5
+    assert last["step"] < 1000
+    assert last["lr_rest"] == pytest.approx(0, abs=1e-4)
+    assert run_training(load_config(config, overrides), tmp_path / "run", resume=True) == last
+
+
+def test_a_plateau_ends_a_run_and_a_resumed_one_at_the_same_step(config, tmp_path):
+    plateau = ["training.schedule=plateau", "training.patience=1", "training.min_gain=1", "training.steps=50"]
+    experiment = load_config(config, [*plateau, "training.validate_every=4"])
+    last = run_training(experiment, tmp_path / "run")
+    assert last["step"] == 8 + 2  # flat at the second validation, then a quarter of the steps again
+    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert checkpoint["flat_at"] == 8
+    assert run_training(experiment, tmp_path / "run", resume=True) == last
