@@ -69,7 +69,7 @@ def segmentation(labels: Sequence[str], window: Triple, *, overlap: float = 0.5)
     return Task(
         name="segmentation",
         classes=("background", *names),
-        prepare_batch=_image_and_label,
+        prepare_batch=image_and_label,
         loss=loss,
         inferer=SlidingWindow(window, overlap),
         postprocess=lambda logits: logits.argmax(dim=1),
@@ -89,7 +89,7 @@ def classification(classes: Sequence[str]) -> Task:
     return Task(
         name="classification",
         classes=tuple(classes),
-        prepare_batch=_image_and_label,
+        prepare_batch=image_and_label,
         loss=loss,
         inferer=single_forward,
         postprocess=lambda logits: logits.softmax(dim=1),
@@ -98,7 +98,8 @@ def classification(classes: Sequence[str]) -> Task:
     )
 
 
-def _image_and_label(batch: dict[str, Any], precision: Precision) -> tuple[Tensor, Tensor]:
+def image_and_label(batch: dict[str, Any], precision: Precision) -> tuple[Tensor, Tensor]:
+    """A batch's image `(B, C, D, H, W)` and label on the device, in float32."""
     # float labels: deep supervision shrinks them with interpolate, which knows no integers
     label = torch.as_tensor(batch["label"]).to(precision.device, torch.float32)
     return precision.place(batch["image"].float()), label
