@@ -1,7 +1,7 @@
 """3D encoders: source + weights + plan -> x (B, C, D, H, W) -> list of feature maps."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from monai.networks.blocks.dynunet_block import UnetBasicBlock
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medi3d.axes import Triple
 from medi3d.errors import ShapeError, SourceError
-from medi3d.inflation.network import Inflated, inflate
+from medi3d.inflation.network import Inflated, build, describe, inflate
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.rules import ConvRule
 from medi3d.models.artifact import load_artifact
@@ -34,6 +34,8 @@ def create_encoder(
     contract: bool = True,
     read_weights: bool = True,
     allow_inexact: bool = False,
+    proof: bool = True,
+    edit: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:
     """A 3D encoder: `(B, C, D, H, W)` -> list of feature maps; has `.out_channels` and `.strides`.
 
@@ -53,6 +55,8 @@ def create_encoder(
             leaves that to you.
         read_weights: False builds the network for these weights, but leaves them unread.
         allow_inexact: return a network that failed its proof, with the report.
+        proof: False leaves the proof out, for a network and a plan that are proven elsewhere.
+        edit: changes the 2D network in place, after 2D weights are read and before it is inflated.
 
     Raises:
         SourceError, WeightsError, PlanError, InexactError: as `inflate` and `load_weights` say.
@@ -83,13 +87,20 @@ def create_encoder(
     pretrained_by_timm = str(source) if weights == "timm" else None
     normaliser = normaliser_of(row or pretrained_by_timm, in_channels) if contract else None
     inside = in_channels if normaliser is None else normaliser.channels
-    encoder = inflate(net2d, plan, profile=profile, in_channels=inside, allow_inexact=allow_inexact)
+    if edit is not None:
+        edit(net2d)
+    if proof:
+        encoder = inflate(net2d, plan, profile=profile, in_channels=inside, allow_inexact=allow_inexact)
+    else:
+        plan = plan if isinstance(plan, KernelPlan) else KernelPlan.named(plan)
+        encoder, _ = build(net2d, plan, profile=profile, in_channels=inside)
+        describe(encoder)
     encoder.in_channels, encoder.normaliser = in_channels, normaliser
     if row is not None and row.dimensions == 3 and read_weights:
         report = load_weights(encoder, row)
-    if isinstance(source, nn.Module):
+    if isinstance(source, nn.Module) and proof:
         _check_maps(encoder, source)
-    elif weights is None:
+    elif weights is None and not isinstance(source, nn.Module):
         draw_kernels(encoder)
     encoder.report.source = source if isinstance(source, str) else type(source).__name__
     if report is not None and row is not None and row.dimensions == 2:
@@ -142,7 +153,7 @@ def _load_encoder(path: str, weights: str | None, in_channels: int, levels: int 
 def _tell_inflated(report: LoadReport, net2d: nn.Module, network: nn.Module) -> None:
     """Say of 2D weights that were loaded before inflation what inflation made of them."""
     before, after = net2d.state_dict(), network.state_dict()
-    for name in list(report.matched):
+    for name in [name for name in report.matched if name in before and name in after]:
         flat, deep = before[name].shape, after[name].shape
         if len(deep) == 5 and deep[1] != flat[1]:
             kind = report.adapted
