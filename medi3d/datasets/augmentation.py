@@ -4,7 +4,7 @@ TorchIO has (C, W, H, D) where medi3d has (C, D, H, W): axes are turned here, by
 nowhere else. Everything random comes from torch's global RNG.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -37,7 +37,7 @@ class AugmentationSettings:
         displacement: Largest shift of a control point in mm, on a grid of 7 x 7 x 7.
         flip: Probability of a mirroring along each of `flip_axes`.
         flip_axes: Of left-right, anterior-posterior, inferior-superior. None by default: bodies are
-            not symmetric, and labels of a left and a right organ would be wrong after it.
+            not symmetric. Labels of a left and a right organ change places (`data.symmetric`).
         bias_field: Probability of a smooth change of brightness, as coils in MR cause it.
         bias_magnitude: Largest coefficient of its polynomial of third order.
         gamma: Probability of a gamma correction, made on intensities brought to [0, 1].
@@ -79,23 +79,30 @@ class AugmentationSettings:
             raise ConfigError(f"augmentation.flip_axes has {unknown[0]!r}: {', '.join(FLIP_AXES)}")
 
 
-def build_augmentation(settings: AugmentationSettings) -> Callable[[Sample], dict[str, Any]]:
+def build_augmentation(
+    settings: AugmentationSettings, swaps: Sequence[tuple[int, int]] = ()
+) -> Callable[[Sample], dict[str, Any]]:
     """A function from a sample to a changed one.
+
+    `swaps` are pairs of labels that change places when left and right do.
 
     It takes "image" (C, D, H, W) float32, "label" (1, D, H, W) uint8 if there is one, and
     "spacing", (depth, height, width) in mm (1 mm if absent), and leaves its input as it is.
     """
-    return _Augmentation(settings)
+    return _Augmentation(settings, swaps)
 
 
 class _Augmentation:
     """Holds the transforms; a class, so that worker processes can receive it."""
 
-    def __init__(self, settings: AugmentationSettings) -> None:
+    def __init__(self, settings: AugmentationSettings, swaps: Sequence[tuple[int, int]]) -> None:
         self.spatial, self.contrast, self.texture = _transforms(settings)
+        self.flip_axes = settings.flip_axes if settings.flip > 0 else []
+        self.flip, self.swaps = settings.flip, swaps
 
     def __call__(self, sample: Sample) -> dict[str, Any]:
-        subject = _to_torchio(sample)
+        flipped = [axis for axis in self.flip_axes if float(torch.rand(())) < self.flip]
+        subject = _flip(to_torchio(sample), flipped, self.swaps)
         if self.spatial:
             _one_hot(subject)
             for transform in self.spatial:
@@ -104,9 +111,9 @@ class _Augmentation:
         subject = _on_unit_range(subject, self.contrast)
         for transform in self.texture:
             subject = transform(subject)
-        changed = {**sample, "image": _turn(subject["image"].data).contiguous()}
+        changed = {**sample, "image": turn(subject["image"].data).contiguous()}
         if "label" in sample:
-            changed["label"] = _turn(subject["label"].data).to(sample["label"].dtype).contiguous()
+            changed["label"] = turn(subject["label"].data).to(sample["label"].dtype).contiguous()
         return changed
 
 
@@ -117,7 +124,6 @@ def _transforms(settings: AugmentationSettings) -> tuple[list[Any], list[Any], l
     # No copies and no history: the samples are ours, and both cost more than most transforms.
     bare = {"copy": False, "parse_input": False}
     labels = {"label_interpolation": "linear"}  # of their one-hot maps
-    flips = tuple(FLIP_AXES[axis] for axis in settings.flip_axes)
     spatial: Group = [
         # Beyond the border comes the mean of the border: black corners would never be met again.
         (
@@ -129,11 +135,6 @@ def _transforms(settings: AugmentationSettings) -> tuple[list[Any], list[Any], l
             settings.elastic,
             tio.RandomElasticDeformation,
             {"max_displacement": settings.displacement, **labels},
-        ),
-        (
-            1.0 if flips else 0.0,
-            tio.RandomFlip,
-            {"axes": flips, "flip_probability": settings.flip},
         ),
     ]
     contrast: Group = [
@@ -151,16 +152,35 @@ def _transforms(settings: AugmentationSettings) -> tuple[list[Any], list[Any], l
     return build(spatial), build(contrast), build(texture)
 
 
-def _to_torchio(sample: Sample) -> Any:
+def to_torchio(sample: Sample) -> Any:
+    """A TorchIO subject of a sample's "image" and "label", whichever it has; "spacing" in mm, (D, H, W)."""
     import torchio as tio
 
     depth, height, width = (float(side) for side in sample.get("spacing", (1, 1, 1)))
     # Our arrays run to left and posterior; TorchIO's world is RAS. Its axis names are true this way.
     affine = np.diag([-width, -height, depth, 1.0])
-    images: dict[str, Any] = {"image": tio.ScalarImage(tensor=_turn(sample["image"]), affine=affine)}
+    images: dict[str, Any] = {}
+    if "image" in sample:
+        images["image"] = tio.ScalarImage(tensor=turn(sample["image"]), affine=affine)
     if "label" in sample:
-        images["label"] = tio.LabelMap(tensor=_turn(sample["label"]), affine=affine)
+        images["label"] = tio.LabelMap(tensor=turn(sample["label"]), affine=affine)
     return tio.Subject(images)
+
+
+def _flip(subject: Any, axes: Sequence[str], swaps: Sequence[tuple[int, int]]) -> Any:
+    """Mirrored along the named axes; a left organ then lies on the right, and is named so."""
+    import torchio as tio
+
+    if not axes:
+        return subject
+    subject = tio.Flip(tuple(FLIP_AXES[axis] for axis in axes), copy=False, parse_input=False)(subject)
+    if "label" in subject and "left-right" in axes:
+        label = subject["label"].data
+        swapped = label.clone()
+        for one, other in swaps:
+            swapped[label == one], swapped[label == other] = other, one
+        subject["label"].set_data(swapped)
+    return subject
 
 
 def _one_hot(subject: Any) -> None:
@@ -180,7 +200,7 @@ def _arg_max(subject: Any) -> None:
         subject["label"].set_data(subject["label"].data.argmax(0, keepdim=True))
 
 
-def _turn(tensor: torch.Tensor) -> torch.Tensor:
+def turn(tensor: torch.Tensor) -> torch.Tensor:
     """(C, D, H, W) to (C, W, H, D), or back."""
     return tensor.permute(0, 3, 2, 1)
 

@@ -147,7 +147,7 @@ def load_case(case: Case, settings: VolumeSettings) -> dict[str, Any]:
 
     Raises:
         DataError: With the file's name: see `load_image`; or the label is not on the image's grid,
-            has no labelled voxel, or a value that `settings.labels` does not know.
+            has no labelled voxel (see `read_label`), or a value that `settings.labels` does not know.
     """
     loaded = load_image(case.images, settings)
     sample: dict[str, Any] = {
@@ -165,7 +165,7 @@ def load_case(case: Case, settings: VolumeSettings) -> dict[str, Any]:
 
 
 def read_label(path: Path, settings: VolumeSettings, like: sitk.Image | None = None) -> sitk.Image:
-    """A label file as uint8, checked.
+    """A label file, checked, as uint8 with the labels numbered 1, 2, ... in the order of their values.
 
     Args:
         path: The file.
@@ -173,8 +173,8 @@ def read_label(path: Path, settings: VolumeSettings, like: sitk.Image | None = N
         like: The image that the label belongs to, as it was read; None where there is none.
 
     Raises:
-        DataError: A value is no whole number or not in `settings.labels`, all voxels are
-            background, or the label is not on the grid of `like`.
+        DataError: A value is no whole number or not in `settings.labels`, the label is not on the grid
+            of `like`, or all voxels are background and `settings.empty_labels` does not allow that.
     """
     image = read_volume(path)
     if like is not None:
@@ -191,9 +191,15 @@ def read_label(path: Path, settings: VolumeSettings, like: sitk.Image | None = N
         raise DataError(
             f"{path}: label values {shown} are not among those of the config (background 0, {known})"
         )
-    if not present.any():
-        raise DataError(f"{path}: the label is empty, every voxel is background (0)")
-    return sitk.Cast(image, sitk.sitkUInt8)
+    if not present.any() and not settings.empty_labels:
+        raise DataError(
+            f"{path}: the label is empty, every voxel is background (0); data.empty_labels: true takes it"
+        )
+    numbers = np.zeros(256, np.uint8)
+    numbers[settings.file_values] = np.arange(len(settings.file_values))
+    numbered = sitk.GetImageFromArray(numbers[sitk.GetArrayViewFromImage(sitk.Cast(image, sitk.sitkUInt8))])
+    numbered.CopyInformation(image)
+    return numbered
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:

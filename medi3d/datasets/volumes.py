@@ -68,7 +68,11 @@ class VolumeSettings:
     Attributes:
         root: Folder in the MSD layout, or a .csv or .json list.
         modality: "MR" or "CT".
-        labels: Name -> value in the label files; 1..n without a gap (0 is background, named or not).
+        labels: Name -> value in the label files, 0 to 255 (0 is background, named or not). Inside, labels
+            are numbered 1, 2, ... in the order of their values; masks are written with the values.
+        symmetric: Pairs of labels that change places when left and right do, such as
+            [[parotid_left, parotid_right]].
+        empty_labels: Take cases in which nothing is labelled, too.
         channels: Images a case (a 4D file counts each).
         spacing: Voxel sides (depth, height, width) in mm to resample to; None keeps each case's own.
         normalisation: Of intensities.
@@ -88,6 +92,8 @@ class VolumeSettings:
     foreground: float = 0.5
     validation: int = 40
     split_seed: int = 0
+    symmetric: list[list[str]] = field(default_factory=list)
+    empty_labels: bool = False
 
     def __post_init__(self) -> None:
         if self.modality not in ("MR", "CT"):
@@ -101,11 +107,12 @@ class VolumeSettings:
             raise ConfigError(
                 "normalisation.method is 'window' for MR, which has no HU: percentile or zscore"
             )
-        foreground = sorted(value for value in self.labels.values() if value != 0)
-        if not foreground or foreground != list(range(1, len(foreground) + 1)) or foreground[-1] > 255:
-            raise ConfigError(
-                f"labels is {dict(self.labels)}: values must be 1, 2, ... without a gap, at most 255"
-            )
+        values = [value for value in self.labels.values() if value != 0]
+        if not values or len(set(values)) < len(values) or not all(0 < value <= 255 for value in values):
+            raise ConfigError(f"labels is {dict(self.labels)}: each label has a value of its own, 1 to 255")
+        for pair in self.symmetric:
+            if len(pair) != 2 or not set(pair) <= set(self.label_names):
+                raise ConfigError(f"symmetric has {list(pair)}: two names of {', '.join(self.label_names)}")
         if self.channels < 1:
             raise ConfigError(f"channels is {self.channels}: 1 or more")
         if self.spacing is not None and (len(self.spacing) != 3 or min(self.spacing) <= 0):
@@ -120,9 +127,21 @@ class VolumeSettings:
             raise ConfigError(f"validation is {self.validation}: a number of cases, 0 or more")
 
     @property
-    def num_classes(self) -> int:
-        """Labels and the background."""
-        return max(self.labels.values()) + 1
+    def label_names(self) -> list[str]:
+        """Names of the labels 1, 2, ..., in the order of their values in the files."""
+        named = [(value, name) for name, value in self.labels.items() if value != 0]
+        return [name for _, name in sorted(named)]
+
+    @property
+    def file_values(self) -> np.ndarray:
+        """Value in the files of label 0, 1, 2, ...: uint8."""
+        return np.array([0, *(self.labels[name] for name in self.label_names)], np.uint8)
+
+    @property
+    def swaps(self) -> list[tuple[int, int]]:
+        """Numbers of the labels that change places when left and right do."""
+        number = {name: place for place, name in enumerate(self.label_names, 1)}
+        return [(number[one], number[other]) for one, other in self.symmetric]
 
 
 class LoadedImage(NamedTuple):
@@ -243,6 +262,13 @@ def restore_mask(mask: np.ndarray, canonical: sitk.Image, original: sitk.Image) 
     # Where only axes were flipped every voxel meets its own centre again: nearest is exact, and fast.
     same = not grid_difference(canonical, sitk.DICOMOrient(original, "LPS"))
     return _resample(image, original, sitk.sitkNearestNeighbor if same else LABEL_INTERPOLATION)
+
+
+def to_file_values(mask: sitk.Image, settings: VolumeSettings) -> sitk.Image:
+    """A mask of labels 1, 2, ... with the values that the cohort's files have for them."""
+    image = sitk.GetImageFromArray(settings.file_values[sitk.GetArrayViewFromImage(mask)])
+    image.CopyInformation(mask)
+    return image
 
 
 def _regrid(image: sitk.Image, spacing: Sequence[float]) -> sitk.Image:

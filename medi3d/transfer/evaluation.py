@@ -19,7 +19,6 @@ from medi3d.engine.log import console, log
 from medi3d.engine.metrics import Row, dice_scores, surface_scores, top_k
 from medi3d.engine.plots import plot_confusion, plot_overlay
 from medi3d.errors import ConfigError, DataError
-from medi3d.transfer.data import label_names
 from medi3d.transfer.experiment import ClassificationExperiment, Experiment, SegmentationExperiment
 from medi3d.transfer.prediction import Predictor
 from medi3d.transfer.report import write_report
@@ -132,7 +131,7 @@ def judge_case(predictor: Predictor, experiment: SegmentationExperiment, case: C
     assert case.label is not None
     label = read_label(case.label, experiment.data, image.original)
     pred, truth = (sitk.DICOMOrient(part, "LPS") for part in (mask, label))
-    spacing, names = spacing_dhw(pred), label_names(experiment.data)
+    spacing, names = spacing_dhw(pred), experiment.data.label_names
     guess, right = (torch.from_numpy(to_array(part).astype(np.int64)) for part in (pred, truth))
     tolerance = experiment.prediction.tolerance
     numbers = dice_scores(guess, right, names)

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from torch import Tensor, nn
 
 from medi3d.datasets.files import suffix_of, write_mask
-from medi3d.datasets.volumes import LoadedImage, VolumeSettings, load_image, restore_mask
+from medi3d.datasets.volumes import LoadedImage, VolumeSettings, load_image, restore_mask, to_file_values
 from medi3d.engine import distributed
 from medi3d.engine.inference import Inferer, mirrored, predict, predict_labels
 from medi3d.engine.log import log
@@ -90,7 +90,7 @@ def predict_files(
     for path, target in _targets(inputs, out).items():
         try:
             image = load_image([path], settings)
-            write_mask(predictor.segment(image), path, target)
+            write_mask(to_file_values(predictor.segment(image), settings), path, target)
         except Medi3dError as error:
             failed.append(str(error))
             continue

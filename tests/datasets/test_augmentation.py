@@ -70,6 +70,17 @@ def test_a_flip_mirrors_the_axis_that_it_names(axis, dimension):
     torch.testing.assert_close(changed["label"], sample["label"].flip(dimension))
 
 
+@pytest.mark.parametrize(
+    ("axis", "expected"), [("left-right", [0, 1, 3, 2]), ("inferior-superior", [0, 1, 2, 3])]
+)
+def test_a_left_organ_is_a_right_one_after_left_and_right_changed(axis, expected):
+    label = torch.arange(4, dtype=torch.uint8).expand(1, 5, 6, 4)
+    flip = build_augmentation(replace(OFF, flip=1.0, flip_axes=[axis]), swaps=[(2, 3)])
+    changed = flip({"image": label.float(), "label": label})
+    image = changed["image"].to(torch.uint8)  # mirrored too, but its voxels do not change their name
+    torch.testing.assert_close(changed["label"], torch.tensor(expected, dtype=torch.uint8)[image.long()])
+
+
 def test_bodies_are_not_mirrored_unless_asked():
     sample = ball((8, 9, 10))
     torch.testing.assert_close(build_augmentation(replace(OFF, flip=1.0))(sample)["image"], sample["image"])

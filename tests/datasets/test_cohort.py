@@ -8,10 +8,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
-from medi3d.datasets.cohort import Case, load_case, read_cohort, split_cohort
-from medi3d.datasets.volumes import Normalisation, VolumeSettings
+from medi3d.datasets.cohort import Case, load_case, read_cohort, read_label, split_cohort
+from medi3d.datasets.volumes import Normalisation, VolumeSettings, to_file_values
 from medi3d.errors import DataError
 
 SETTINGS = VolumeSettings("", "MR", {"Anterior": 1, "Posterior": 2})
@@ -288,7 +289,7 @@ def test_real_cohorts_load(name, shared):
     sample = load_case(cohort.cases[0], settings)
     assert len(sample["image"]) == channels
     assert (sample["image"].min(), sample["image"].max()) == (-1, 1)
-    assert sample["label"].unique().tolist() == list(range(settings.num_classes))
+    assert sample["label"].unique().tolist() == list(range(len(settings.file_values)))
 
 
 def test_left_and_right_are_the_bodys(shared):
@@ -300,3 +301,26 @@ def test_left_and_right_are_the_bodys(shared):
     assert centre["LeftParotid"][2] > centre["RightParotid"][2]
     assert centre["Brainstem"][0] > centre["SpinalCord"][0]  # superior
     assert centre["SpinalCord"][1] > centre["Mandible"][1]  # posterior
+
+
+def test_labels_are_numbered_by_their_values_and_gaps_do_no_harm(msd):
+    """BraTS has 1, 2 and 4."""
+    settings = replace(SETTINGS, labels={"high": 2, "low": 1, "none": 0})
+    plain = load_case(read_cohort(msd).cases[0], settings)["label"]
+    write_values = np.where(label_values() == 2, 7, label_values())
+    nib.save(nib.Nifti1Image(write_values.astype(np.uint8), np.eye(4)), msd / "labelsTr/case_000.nii.gz")
+    gap = replace(SETTINGS, labels={"high": 7, "low": 1})
+    numbered = read_label(msd / "labelsTr/case_000.nii.gz", gap)
+    assert (gap.label_names, gap.file_values.tolist()) == (["low", "high"], [0, 1, 7])
+    assert set(plain.unique().tolist()) == set(np.unique(sitk.GetArrayFromImage(numbered))) == {0, 1, 2}
+    written = sitk.GetArrayFromImage(to_file_values(numbered, gap))
+    np.testing.assert_array_equal(written, write_values.T)
+
+
+def test_a_case_with_nothing_labelled_is_taken_if_that_is_allowed(msd):
+    path = msd / "labelsTr/case_000.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), np.eye(4)), path)
+    allowed = replace(SETTINGS, empty_labels=True)
+    assert not sitk.GetArrayFromImage(read_label(path, allowed)).any()
+    with pytest.raises(DataError, match="empty_labels"):
+        read_label(path, SETTINGS)

@@ -239,8 +239,10 @@ def test_an_image_of_one_value_is_refused_by_name(method, write_nifti):
         ({"modality": "PET"}, "modality"),
         ({"modality": "CT"}, "normalisation.method"),
         ({"labels": {}}, "labels"),
-        ({"labels": {"a": 1, "b": 3}}, "labels"),
+        ({"labels": {"a": 1, "b": 256}}, "labels"),
         ({"labels": {"a": 1, "b": 1}}, "labels"),
+        ({"labels": {"background": 0}}, "labels"),
+        ({"symmetric": [["a", "nobody"]]}, "symmetric"),
         ({"channels": 0}, "channels"),
         ({"spacing": [1.0, 1.0]}, "spacing"),
         ({"spacing": [1.0, 0.0, 1.0]}, "spacing"),
@@ -278,4 +280,4 @@ def test_settings_survive_omegaconf():
     given |= {"normalisation": {"method": "window", "window": [-100, 100]}}
     merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VolumeSettings), given))
     assert merged.normalisation.window == [-100, 100]
-    assert merged.num_classes == 4
+    assert len(merged.label_names) == 3
