@@ -197,7 +197,7 @@ def read_label(path: Path, settings: VolumeSettings, like: sitk.Image | None = N
         )
     numbers = np.zeros(256, np.uint8)
     numbers[settings.file_values] = np.arange(len(settings.file_values))
-    numbered = sitk.GetImageFromArray(numbers[sitk.GetArrayViewFromImage(sitk.Cast(image, sitk.sitkUInt8))])
+    numbered = sitk.GetImageFromArray(numbers[sitk.GetArrayFromImage(sitk.Cast(image, sitk.sitkUInt8))])
     numbered.CopyInformation(image)
     return numbered
 
