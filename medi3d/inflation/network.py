@@ -216,12 +216,16 @@ def build(
             rule_type = TubeletRule
         depth = _paced(plan.layer(geometry), geometry, "natural" if rule_type is TubeletRule else pacing)
         try:
+            rule_type = rule_type.under(layer, depth)
+            if rule_type is None:
+                continue
             rule = rule_type.of(layer, depth, fold, profile, in_channels if first else None)
         except (PlanError, ShapeError) as error:
             raise type(error)(f"layer {path!r}: {error}") from error
         rule.multiplicity = seen.multiplicity[path]
         rule.train(layer.training)
         network = _replace(network, path, rule)
+        rule.settle(network, path)
     return Inflated(network, fold, seen, in_channels or seen.channels, plan, profile), seen
 
 

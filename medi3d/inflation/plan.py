@@ -20,6 +20,12 @@ from medi3d.errors import PlanError
 
 Padding = Literal["replicate", "zeros", "valid"]
 Pace = int | Literal["in-plane"]
+AttentionForm = Literal["joint", "windows", "divided"]
+Statistics = Literal["slice", "volume"]
+Kind = Literal["conv", "max_pool", "avg_pool", "resample", "upsample", "attention", "statistics", "other"]
+
+ALL_SLICES = 0
+"""`DepthLayer.kernel` of attention over all slices."""
 
 I3D_FPS = 25.0
 """Frames per second at which I3D reads its clips, and for which its plan was chosen."""
@@ -30,7 +36,7 @@ class LayerGeometry:
     """What a layer does in-plane, measured when the 2D network ran once."""
 
     path: str
-    kind: Literal["conv", "max_pool", "avg_pool", "resample", "upsample", "attention", "other"]
+    kind: Kind
     kernel: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int] = (1, 1)
@@ -42,12 +48,14 @@ class LayerGeometry:
 
 @dataclass(frozen=True)
 class DepthLayer:
-    """What a layer does along depth: taps, step, dilation (slices) and padding."""
+    """What a layer does along depth: taps, step, dilation (slices) and padding; for some, more."""
 
     kernel: int = 1
     stride: int = 1
     dilation: int = 1
     padding: Padding = "replicate"
+    attention_form: AttentionForm = "joint"
+    statistics: Statistics = "slice"
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class Override:
     kernel: int | None = None
     stride: int | None = None
     padding: Padding | None = None
+    attention_form: AttentionForm | None = None
+    statistics: Statistics | None = None
     optional: bool = False
     """A plan for many networks may name layers that one of them lacks; otherwise that is an error."""
 
@@ -74,8 +84,21 @@ class KernelPlan:
     """Depth taps of convolutions and pools: as in-plane, or a number (1 keeps slices apart)."""
     stride: Pace = "in-plane"
     padding: Padding = "replicate"
-    attention: int = 3
-    """Slices whose keys and values an attention layer sees: itself and its neighbours (1: itself alone)."""
+    attention: int | Literal["all"] = 3
+    """Slices that attention joins: one and its neighbours, those of a window, or all (1: each alone)."""
+    attention_form: AttentionForm = "joint"
+    """How attention joins slices.
+
+    joint: queries see keys and values of neighbouring slices, or of all. windows: the windows of a
+    Swin transformer hold `attention` slices, and shift along depth where they shift in-plane (Video
+    Swin: Liu et al. 2022, arXiv:2106.13230). divided: each block gets one more attention, over depth
+    at the same place, which starts at zero (TimeSformer: Bertasius et al. 2021, arXiv:2102.05095).
+    """
+    statistics: Statistics = "slice"
+    """Over what squeeze-excitation, group norms and their like take means and variances.
+
+    With divided attention also whose the class token is: each slice's, or the volume's (TimeSformer).
+    """
     held_max_pools: int = 0
     """The first so many max-pools neither look nor step along depth (I3D: 2)."""
     spacing: tuple[float, float, float] | None = None
@@ -96,14 +119,22 @@ class KernelPlan:
             len(self.spacing) == 3 and all(0 < s < 1e4 for s in self.spacing)
         ):
             raise PlanError(f"plan {self.name!r}: spacing is {self.spacing}; give three sizes above 0 mm")
-        if not (isinstance(self.attention, int) and self.attention % 2 == 1 and self.attention > 0):
-            raise PlanError(f"plan {self.name!r}: attention is {self.attention!r}; use an odd number from 1")
+        _check_choices(f"plan {self.name!r}", self)
+        self._check_attention()
         if self.fps is not None and not 0.1 <= self.fps <= 1e4:
             raise PlanError(f"plan {self.name!r}: fps is {self.fps}; give frames per second, 0.1 to 10000")
         if self.fps is not None and self.spacing is not None:
             raise PlanError(f"plan {self.name!r} has both spacing and fps: depth is either space or time")
         for override in self.overrides:
             _check_override(self.name, override)
+
+    def _check_attention(self) -> None:
+        reach, windows = self.attention, self.attention_form == "windows"
+        if reach == "all" and not windows:
+            return
+        if not (isinstance(reach, int) and reach >= 1 and (windows or reach % 2 == 1)):
+            fit = "a number from 1" if windows else "an odd number from 1, or 'all'"
+            raise PlanError(f"plan {self.name!r}: attention is {reach!r}; use {fit}")
 
     @classmethod
     def isotropic(cls) -> "KernelPlan":
@@ -220,13 +251,16 @@ class KernelPlan:
         stride = self._depth_stride(geometry)
         kernel = self._depth_kernel(geometry, stride)
         if geometry.kind == "attention":
-            kernel, stride = self.attention, 1
+            kernel, stride = ALL_SLICES if self.attention == "all" else self.attention, 1
         if geometry.kind == "max_pool" and geometry.ordinal < self.held_max_pools:
             kernel = stride = 1
-        layer = DepthLayer(kernel, stride, max(geometry.dilation), self.padding)
+        layer = DepthLayer(
+            kernel, stride, max(geometry.dilation), self.padding, self.attention_form, self.statistics
+        )
         for override in self.overrides:
             if fnmatchcase(geometry.path, override.pattern):
-                changes = {k: getattr(override, k) for k in ("kernel", "stride", "padding")}
+                settings = _SETTINGS.get(geometry.kind, ("kernel", "stride", "padding"))
+                changes = {k: getattr(override, k) for k in settings}
                 layer = replace(layer, **{k: v for k, v in changes.items() if v is not None})
         return layer
 
@@ -282,11 +316,29 @@ class KernelPlan:
         return in_plane
 
 
+_SETTINGS: dict[Kind, tuple[str, ...]] = {
+    "attention": ("kernel", "attention_form", "statistics"),
+    "statistics": ("statistics",),
+    "other": (),
+}
+"""What an override changes of layers that are neither convolution nor pool."""
+
+_CHOICES = {"attention_form": ("joint", "windows", "divided"), "statistics": ("slice", "volume")}
+
+
+def _check_choices(where: str, settings: "KernelPlan | Override") -> None:
+    for key, choices in _CHOICES.items():
+        value = getattr(settings, key)
+        if value not in choices and not (value is None and isinstance(settings, Override)):
+            raise PlanError(f"{where}: {key} is {value!r}; use one of {', '.join(choices)}")
+
+
 def _check_override(plan: str, override: Override) -> None:
     for key in ("kernel", "stride"):
         value = getattr(override, key)
         if value is not None and not (isinstance(value, int) and value >= 1):
             raise PlanError(f"plan {plan!r}, {override.pattern!r}: {key} is {value!r}; use a number from 1")
+    _check_choices(f"plan {plan!r}, {override.pattern!r}", override)
     if override.padding not in (None, "replicate", "zeros", "valid"):
         raise PlanError(
             f"plan {plan!r}, {override.pattern!r}: padding is {override.padding!r}; "

@@ -36,7 +36,7 @@ class _Reach:
     step: Triple = (1, 1, 1)
 
     def through(self, rule: Rule) -> "_Reach":
-        kernel = (rule.depth.kernel, *rule.kernel_2d)
+        kernel = (max(rule.depth.kernel, 1), *rule.kernel_2d)  # attention over all slices has none
         stride = (rule.depth.stride, *rule.stride_2d)
         dilation = (rule.depth.dilation, *rule.dilation_2d)
         field = [
@@ -88,7 +88,7 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
     """
     declared: Any = inflated
     network: nn.Module = declared.network
-    rules = [module for module in network.modules() if isinstance(module, Rule)]
+    rules = [m for m in network.modules() if isinstance(m, Rule) and m.kind not in ("statistics", "other")]
     parameter = next(network.parameters())
     # One slice is enough, unless slices are multiplied again on the way.
     slices = size if any(rule.kind == "upsample" for rule in rules) else 1

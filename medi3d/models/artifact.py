@@ -21,7 +21,6 @@ from torch import nn
 from medi3d.errors import WeightsError
 from medi3d.inflation.network import Inflated, build, prove
 from medi3d.inflation.plan import KernelPlan
-from medi3d.inflation.rules import ConvRule
 from medi3d.models.contract import Normaliser
 from medi3d.models.registry import build_source
 
@@ -76,7 +75,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
 def load_artifact(path: str | Path) -> Inflated:
     """Build the encoder of an artifact again, with its weights, and repeat its proof: it has `.report`.
 
-    The 2D network of the proof is the file's own, each kernel collapsed by its sum over depth.
+    The 2D network of the proof is the file's own, each layer the one that it equals on boring volumes.
 
     Raises:
         WeightsError: the file is missing, damaged, or does not fit the network that it names.
@@ -109,9 +108,8 @@ def collapse(encoder: Inflated, source: str) -> nn.Module:
     flat = copy.deepcopy(build_source(source, levels=len(encoder.levels))).double()
     state = {name: tensor.double() for name, tensor in encoder.network.state_dict().items()}
     for path, rule in encoder.rules().items():
-        if isinstance(rule, ConvRule):
-            state.pop(f"{path}.along_depth.weight", None)
-            state.update({f"{path}.{name}": tensor for name, tensor in rule.flat_state().items()})
+        state.update({f"{path}.{name}": tensor for name, tensor in rule.flat_state().items()})
+    state = {name: state[name] for name in flat.state_dict()}  # what is for depth alone left out
     for name, parameter in flat.named_parameters():
         if parameter.shape != state[name].shape:  # the first layer, for other channels
             parameter.data = torch.empty_like(state[name])

@@ -11,6 +11,8 @@ gets wrong, the proof (`verify`) finds. Add one for a layer of your own with `@r
 from medi3d.inflation.rules.adopted import AttentionRule, MergingRule
 from medi3d.inflation.rules.base import Rule, find_rule, register_rule
 from medi3d.inflation.rules.convolution import ConvRule, StdConvRule
+from medi3d.inflation.rules.divided import DividedRule
+from medi3d.inflation.rules.joint import JointAllRule
 from medi3d.inflation.rules.pooling import (
     AvgPoolRule,
     BlurPoolRule,
@@ -19,23 +21,32 @@ from medi3d.inflation.rules.pooling import (
     PoolRule,
     UpsampleRule,
 )
+from medi3d.inflation.rules.statistics import OneSliceRule, SpaceNormRule, SqueezeRule, StatisticsRule
 from medi3d.inflation.rules.stochastic import DropPathRule
 from medi3d.inflation.rules.tubelet import TubeletRule
+from medi3d.inflation.rules.windows import WindowRule
 
 __all__ = [
     "AttentionRule",
     "AvgPoolRule",
     "BlurPoolRule",
     "ConvRule",
+    "DividedRule",
     "DropPathRule",
     "FunctionalPools",
+    "JointAllRule",
     "MaxPoolRule",
     "MergingRule",
+    "OneSliceRule",
     "PoolRule",
     "Rule",
+    "SpaceNormRule",
+    "SqueezeRule",
+    "StatisticsRule",
     "StdConvRule",
     "TubeletRule",
     "UpsampleRule",
+    "WindowRule",
     "find_rule",
     "register_rule",
 ]

@@ -14,9 +14,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from medi3d import torchvision_shim
+from medi3d.errors import PlanError
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.plan import DepthLayer
-from medi3d.inflation.rules.base import Geometry, Kind, Rule, register_attention_rule, register_rule
+from medi3d.inflation.rules.base import (
+    Geometry,
+    Kind,
+    Rule,
+    adopt,
+    attention_rule,
+    register_attention_rule,
+    register_rule,
+)
 
 torchvision_shim.install()  # before timm, which imports torchvision
 from timm.layers import SpaceToDepth  # noqa: E402
@@ -34,8 +43,7 @@ class AdoptedRule(Rule):
     ) -> Rule:
         """Give `layer` this rule's behaviour along depth, in place."""
         kernel, stride, dilation = cls.geometry_of(layer)
-        original = type(layer)
-        layer.__class__ = type(f"{cls.__name__}_{original.__name__}", (cls, original), {})
+        adopt(layer, cls)
         rule: Any = layer
         rule.depth, rule.fold, rule.profile, rule.multiplicity = depth, fold, profile, 1
         rule.kernel_2d, rule.stride_2d, rule.dilation_2d = kernel, stride, dilation
@@ -67,7 +75,7 @@ class MergingRule(AdoptedRule):
         return _mean_of_slices(super().forward(*args, **kwargs), self)  # type: ignore[misc]
 
 
-@register_attention_rule
+@register_attention_rule("joint")
 class AttentionRule(AdoptedRule):
     """Attention whose queries see the keys and values of neighbouring slices too.
 
@@ -84,6 +92,19 @@ class AttentionRule(AdoptedRule):
         return _POINT
 
     @classmethod
+    def under(cls, layer: nn.Module, depth: DepthLayer) -> type[Rule]:
+        """The rule for the plan's form of attention; this one for joint attention over neighbours."""
+        rule = attention_rule(depth)
+        if issubclass(cls, rule):
+            return cls
+        if not rule.fits(layer):
+            if depth.kernel == 1:  # no slices to join, in whatever form
+                return cls
+            form = f"attention_form {depth.attention_form!r} and attention {depth.kernel or 'all'}"
+            raise PlanError(f"{type(layer).__name__} cannot have {form}: use 'joint' with a number of slices")
+        return rule
+
+    @classmethod
     def of(
         cls, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str, channels: int | None = None
     ) -> Rule:
@@ -94,9 +115,12 @@ class AttentionRule(AdoptedRule):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As the layer; keys and values come from `depth.kernel` slices."""
         slices = x.shape[0] // (self.fold.batch * self.multiplicity)
-        wide = self.depth.kernel > 1 and slices > 1
-        with _NeighbouringKeys(self.fold.batch, slices, self.depth.kernel) if wide else nullcontext():
+        with self.joining(slices) if self.depth.kernel != 1 and slices > 1 else nullcontext():
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+
+    def joining(self, slices: int) -> TorchFunctionMode:
+        """While active, torch's attention joins slices."""
+        return _NeighbouringKeys(self.fold.batch, slices, self.depth.kernel)
 
 
 class _NeighbouringKeys(TorchFunctionMode):

@@ -1,15 +1,15 @@
 """What every rule is, and the registry from a layer's type to its rule."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from medi3d import torchvision_shim
 from medi3d.axes import to_pair
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.kernels import Exactness
-from medi3d.inflation.plan import DepthLayer
+from medi3d.inflation.plan import ALL_SLICES, DepthLayer, Kind
 
 torchvision_shim.install()  # before timm, which imports torchvision
 from timm.layers import (  # noqa: E402
@@ -21,8 +21,6 @@ from timm.layers import (  # noqa: E402
 from timm.layers.pool2d_same import MaxPool2dSame  # noqa: E402
 
 _TENSORFLOW_SAME = (Conv2dSame, StdConv2dSame, ScaledStdConv2dSame, MaxPool2dSame, AvgPool2dSame)
-
-Kind = Literal["conv", "max_pool", "avg_pool", "resample", "upsample", "attention", "other"]
 
 Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Kernel, stride and dilation of a layer as (height, width)."""
@@ -59,6 +57,31 @@ class Rule(nn.Module):
         """
         first = {} if channels is None else {"channels": channels}
         return cls(layer, depth, fold, profile, **first)
+
+    @classmethod
+    def fits(cls, layer: nn.Module) -> bool:
+        """Whether this rule is for this layer of its type; if not, the layer stays as it is."""
+        return True
+
+    @classmethod
+    def under(cls, layer: nn.Module, depth: DepthLayer) -> "type[Rule] | None":
+        """The rule that takes the layer where the plan asks for `depth`; None: it stays as it is.
+
+        Raises:
+            PlanError: the layer cannot do what the plan asks for.
+        """
+        return cls
+
+    def settle(self, network: nn.Module, path: str) -> None:
+        """Look around, once in place at `path`, for what must be known of the modules around.
+
+        Raises:
+            PlanError: they are not what the rule needs.
+        """
+
+    def flat_state(self) -> dict[str, Tensor]:
+        """Parameters of the 2D layer that this one equals on boring volumes, where they are not its own."""
+        return {}
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
@@ -102,13 +125,33 @@ class Rule(nn.Module):
 _RULES: dict[type[nn.Module], type[Rule]] = {}
 
 
-_ATTENTION: list[type[Rule]] = []
+_ATTENTION: dict[str, type[Rule]] = {}
 
 
-def register_attention_rule(rule: type[Rule]) -> type[Rule]:
-    """Class decorator: this rule is for layers with timm's switch for torch's attention, `fused_attn`."""
-    _ATTENTION[:] = [rule]
-    return rule
+def register_attention_rule(form: str) -> Callable[[type[Rule]], type[Rule]]:
+    """Class decorator: this rule is for attention of that form, see `KernelPlan.attention_form`.
+
+    `joint` is for every layer with timm's switch for torch's attention, `fused_attn`; `joint-all` likewise,
+    over all slices; the others for layers that they fit.
+    """
+
+    def register(rule: type[Rule]) -> type[Rule]:
+        _ATTENTION[form] = rule
+        return rule
+
+    return register
+
+
+def attention_rule(depth: DepthLayer) -> type[Rule]:
+    """The rule for the form of attention that a plan asks for."""
+    everywhere = depth.attention_form == "joint" and depth.kernel == ALL_SLICES
+    return _ATTENTION["joint-all" if everywhere else depth.attention_form]
+
+
+def adopt(layer: nn.Module, new: type[nn.Module]) -> None:
+    """Let `layer` be of the class `new` too, whose methods then come before its own, in place."""
+    own = type(layer)
+    layer.__class__ = type(f"{new.__name__}_{own.__name__}", (new, own), {})
 
 
 def register_rule(*types: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]:
@@ -124,6 +167,6 @@ def register_rule(*types: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]
 def find_rule(layer: nn.Module) -> type[Rule] | None:
     """The rule for a layer: that of its own type, else of the nearest base class; None where none fits."""
     for base in type(layer).__mro__:
-        if base in _RULES:
+        if base in _RULES and _RULES[base].fits(layer):
             return _RULES[base]
-    return _ATTENTION[0] if _ATTENTION and hasattr(layer, "fused_attn") else None
+    return _ATTENTION["joint"] if hasattr(layer, "fused_attn") else None
