@@ -138,6 +138,28 @@ def split_cohort(cases: Sequence[Case], validation: int, seed: int = 0) -> tuple
     return training, held
 
 
+def split_cases(cases: Sequence[Case], settings: VolumeSettings) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases as the settings say: one fold of several, or `split_cohort`.
+
+    Folds are nnU-Net's (Isensee et al. 2021): names in order, shuffled with seed 12345, cut into equal
+    parts; here of subjects, so that no subject is in two. Of cases that name a split, those for
+    training and validation are put together; others (a test set) are left out.
+
+    Raises:
+        DataError: as `split_cohort` says; or there are fewer subjects than folds.
+    """
+    if not settings.folds:
+        return split_cohort(cases, settings.validation, settings.split_seed)
+    taken = [case for case in cases if case.split in (None, *TRAINING, *VALIDATION)]
+    subjects = sorted({case.subject for case in taken})
+    if len(subjects) < settings.folds:
+        raise DataError(f"{len(subjects)} subjects cannot make {settings.folds} folds; ask for fewer")
+    np.random.RandomState(12345).shuffle(subjects)
+    held = set(np.array_split(subjects, settings.folds)[settings.fold])
+    ordered = sorted(taken, key=lambda case: case.name)
+    return [c for c in ordered if c.subject not in held], [c for c in ordered if c.subject in held]
+
+
 def load_case(case: Case, settings: VolumeSettings) -> dict[str, Any]:
     """Load one case, checked, oriented, resampled and normalised.
 

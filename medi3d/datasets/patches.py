@@ -16,7 +16,8 @@ def sample_patch(sample: Mapping[str, Any], size: Sequence[int], foreground: flo
     continued by its border voxels, the label by background. Everything is drawn from torch's RNG.
 
     Args:
-        sample: "image" (C, D, H, W) and, if there is one, "label" (1, D, H, W).
+        sample: "image" (C, D, H, W) and, if there is one, "label" (1, D, H, W); "places", the voxels of
+            each label as `labelled_voxels` gives them, spares the search for them.
         size: (depth, height, width) in voxels.
         foreground: Probability that the patch is centred on a labelled voxel, as far as the volume
             reaches: each label that is present is as likely, then each of its voxels.
@@ -35,12 +36,30 @@ def sample_patch(sample: Mapping[str, Any], size: Sequence[int], foreground: flo
         raise ConfigError(f"foreground is {foreground}: a part between 0 and 1")
     wanted = to_triple(size, "patch size")
     start = [_any_start(n, side) for n, side in zip(image.shape[1:], wanted, strict=True)]
-    if label is not None and torch.rand(()) < foreground and label.any():
-        voxel = _labelled_voxel(label[0])
+    if label is not None and torch.rand(()) < foreground and (voxel := _labelled_voxel(sample)):
         start = [_start_around(v, n, s) for v, n, s in zip(voxel, image.shape[1:], wanted, strict=True)]
     patch = {**sample, "image": _cut(image, start, wanted)}
+    patch.pop("places", None)
     if label is not None:
         patch["label"] = _cut(label, start, wanted) * _inside(label, start, wanted)
+    return patch
+
+
+def cut_patch(sample: Mapping[str, Any], size: Sequence[int], centre: Sequence[int]) -> dict[str, Any]:
+    """Cut the patch around a voxel, as far as the volume reaches; beyond it, as in `sample_patch`.
+
+    Args:
+        sample: "image" (C, D, H, W), "label" (1, D, H, W), or both; all other entries are passed on.
+        size: (depth, height, width) in voxels.
+        centre: A voxel (depth, height, width).
+    """
+    wanted = to_triple(size, "patch size")
+    cut = {key: sample[key] for key in ("image", "label") if key in sample}
+    extent = next(iter(cut.values())).shape[1:]
+    start = [_start_around(v, n, s) for v, n, s in zip(centre, extent, wanted, strict=True)]
+    patch = {**sample, **{key: _cut(tensor, start, wanted) for key, tensor in cut.items()}}
+    if "label" in cut:
+        patch["label"] = patch["label"] * _inside(cut["label"], start, wanted)
     return patch
 
 
@@ -55,18 +74,40 @@ def _start_around(voxel: int, length: int, side: int) -> int:
     return min(max(voxel - side // 2, low), high)
 
 
-def _labelled_voxel(label: torch.Tensor) -> list[int]:
-    counts = torch.bincount(label.flatten())[1:]
-    value = 1 + int(torch.multinomial((counts > 0).float(), 1))
-    voxels = (label == value).nonzero()
-    return [int(place) for place in voxels[torch.randint(len(voxels), ())]]
+def _labelled_voxel(sample: Mapping[str, Any]) -> list[int]:
+    """Of a label that is present, each as likely; empty where none is."""
+    voxels = sample["places"] if "places" in sample else labelled_voxels(sample["label"])
+    present = torch.tensor([float(len(some) > 0) for some in voxels])
+    if not present.any():
+        return []
+    chosen = voxels[int(torch.multinomial(present, 1))]
+    return [int(place) for place in chosen[torch.randint(len(chosen), ())]]
+
+
+def labelled_voxels(label: torch.Tensor, at_most: int | None = None) -> list[torch.Tensor]:
+    """Places (depth, height, width) of the voxels of label 1, 2, ...: int16 tensors (n, 3).
+
+    Args:
+        label: (1, D, H, W).
+        at_most: Of each label, so many at equal distances in memory; None: all.
+    """
+    found = label[0].nonzero()  # one pass over the volume; the labelled part of it is small
+    values = label[0][tuple(found.T)]
+    places = [found[values == value].to(torch.int16) for value in range(1, int(label.max()) + 1)]
+    if at_most is None:
+        return places
+    return [some[torch.linspace(0, len(some) - 1, min(len(some), at_most)).long()] for some in places]
 
 
 def _cut(tensor: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
-    for axis, (first, side) in enumerate(zip(start, size, strict=True), 1):
-        index = torch.arange(first, first + side).clamp(0, tensor.shape[axis] - 1)
-        tensor = tensor.index_select(axis, index)
-    return tensor
+    """The patch as memory of its own; a memory-mapped file is read where the patch lies, not elsewhere."""
+    inside = [(max(f, 0), min(f + s, n)) for f, s, n in zip(start, size, tensor.shape[1:], strict=True)]
+    patch = tensor[:, *(slice(low, high) for low, high in inside)]
+    if patch.shape[1:] == tuple(size):
+        return patch.clone(memory_format=torch.contiguous_format)
+    for axis, (first, side, (low, high)) in enumerate(zip(start, size, inside, strict=True), 1):
+        patch = patch.index_select(axis, torch.arange(first, first + side).clamp(low, high - 1) - low)
+    return patch
 
 
 def _inside(tensor: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:

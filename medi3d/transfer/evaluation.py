@@ -11,7 +11,7 @@ import torch
 from rich.progress import track
 
 from medi3d.datasets.clips import Clip, ClipSettings, load_clip, read_clip_list, split_clips
-from medi3d.datasets.cohort import Case, load_case, read_cohort, read_label, split_cohort
+from medi3d.datasets.cohort import Case, load_case, read_cohort, read_label, split_cases
 from medi3d.datasets.geometry import spacing_dhw
 from medi3d.datasets.volumes import VolumeSettings, load_image, to_array
 from medi3d.engine.files import write_table
@@ -113,7 +113,7 @@ def cases_of(settings: VolumeSettings, split: str) -> list[Case]:
         DataError: there is none.
     """
     cohort = read_cohort(settings.root)
-    training, validation = split_cohort(cohort.cases, settings.validation, settings.split_seed)
+    training, validation = split_cases(cohort.cases, settings)
     known = {"training": training, "validation": validation}
     chosen = known.get(split) or [case for case in cohort.cases if case.split == split]
     labelled = [case for case in chosen if case.label is not None]

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from medi3d.datasets.cohort import Case, load_case, read_cohort, read_label, split_cohort
+from medi3d.datasets.cohort import Case, load_case, read_cohort, read_label, split_cases, split_cohort
 from medi3d.datasets.volumes import Normalisation, VolumeSettings, to_file_values
 from medi3d.errors import DataError
 
@@ -324,3 +324,30 @@ def test_a_case_with_nothing_labelled_is_taken_if_that_is_allowed(msd):
     assert not sitk.GetArrayFromImage(read_label(path, allowed)).any()
     with pytest.raises(DataError, match="empty_labels"):
         read_label(path, SETTINGS)
+
+
+def test_folds_are_nnunets_and_part_the_cohort(tmp_path):
+    """Where scikit-learn is there: KFold(5, shuffle=True, random_state=12345), as nnU-Net v2 splits."""
+    selection = pytest.importorskip("sklearn.model_selection")
+    names = [f"case_{number:02}" for number in range(23)]
+    cases = [Case(name, (), None, name) for name in names]
+    parts = [split_cases(cases, replace(SETTINGS, folds=5, fold=fold)) for fold in range(5)]
+    known = selection.KFold(5, shuffle=True, random_state=12345).split(names)
+    for (training, held), (known_training, known_held) in zip(parts, known, strict=True):
+        assert [case.name for case in held] == [names[place] for place in known_held]
+        assert [case.name for case in training] == [names[place] for place in known_training]
+
+
+SPLITS = ("training", "training", "validation")
+
+
+def test_folds_keep_subjects_together_and_leave_the_test_set_out():
+    cases = [
+        Case(f"{s}{n}", (), None, s, split) for s in "abcdef" for n, split in enumerate(["training"] * 3)
+    ]
+    cases.append(Case("z", (), None, "z", "test"))
+    held = [split_cases(cases, replace(SETTINGS, folds=3, fold=fold))[1] for fold in range(3)]
+    assert sorted(case.name for part in held for case in part) == sorted(c.name for c in cases[:-1])
+    assert all(len({c.subject for c in part}) * 3 == len(part) for part in held)
+    with pytest.raises(DataError, match="cannot make 9 folds"):
+        split_cases(cases, replace(SETTINGS, folds=9))
