@@ -38,7 +38,10 @@ def print_inflation(report: Any, spacing: Sequence[float] | None = None) -> None
         weights = content["weights"]
         console.print(f"weights {weights['name']}: {_pairs(weights.get('counts', {}))}")
     print_verdict(report.exactness, report.exact_on)
-    mixing = "slices are mixed" if content["mixes_depth"] else "slices are NOT mixed: it has no 3D context"
+    mixing = "slices are mixed"
+    if not content["mixes_depth"]:
+        mixing = "slices are NOT mixed: it has no 3D context"
+        mixing += ", until training gives it some" if content["can_mix_depth"] else ""
     console.print(f"{content['parameters'] / 1e6:.2f} M parameters; {mixing}")
 
 
@@ -144,7 +147,7 @@ def _print_layers(layers: Sequence[dict[str, Any]]) -> None:
         table.add_row(
             layer["name"],
             _by(layer["kernel_2d"]),
-            _by(layer["kernel_3d"]),
+            _by([taps or "all" for taps in layer["kernel_3d"]]),  # 0: attention over all slices
             _by(layer["stride_3d"]),
             layer["padding"],
             layer["rule"],
@@ -152,7 +155,7 @@ def _print_layers(layers: Sequence[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def _by(numbers: Sequence[int]) -> str:
+def _by(numbers: Sequence[int | str]) -> str:
     return "×".join(str(n) for n in numbers)
 
 

@@ -13,7 +13,7 @@ LAYER = {"name", "kernel_2d", "kernel_3d", "stride_3d", "padding", "rule"}
 LEVEL = {"channels", "stride", "max_rel_error", "border_rel_error", "receptive_field_voxels"}
 REPORT = {
     *("source", "plan", "profile", "layers", "levels"),
-    *("max_rel_error", "mixes_depth", "parameters", "weights"),
+    *("max_rel_error", "mixes_depth", "can_mix_depth", "parameters", "weights"),
 }
 
 

@@ -26,6 +26,7 @@ class InflatedLayer:
     name: str
     kernel_2d: tuple[int, int]
     kernel_3d: tuple[int, int, int]
+    """Along depth 0 stands for all slices (attention)."""
     stride_3d: tuple[int, int, int]
     padding: str
     rule: str

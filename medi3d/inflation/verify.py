@@ -49,7 +49,16 @@ class ExactnessReport:
 
     levels: list[LevelReport] = field(default_factory=list)
     mixes_depth: bool = False
-    """Whether a position depends on slices beside its own, on either side."""
+    """Whether a position depends on slices beside its own, on either side, with these weights.
+
+    Measured by changing a slice; parameters that the 2D network has too are random where they were constant.
+    """
+    can_mix_depth: bool = False
+    """Whether it would with random values in parameters that the 2D network lacks or has in another shape.
+
+    Kernels with all in the middle tap, a k×1×1 convolution that starts as identity and an attention over
+    depth that ends at zero mix nothing yet; training lets them.
+    """
     size: int = 0
     depth: int = 0
     seconds: float = 0.0
@@ -73,6 +82,7 @@ class ExactnessReport:
             "levels": levels,
             "max_rel_error": self.max_rel_error,
             "mixes_depth": self.mixes_depth,
+            "can_mix_depth": self.can_mix_depth,
             "proof": {
                 "size": self.size,
                 "depth": self.depth,
@@ -141,7 +151,19 @@ def _compare_networks(net2d: nn.Module, net3d: nn.Module, size: int, depth: int 
     if report.max_rel_error > TOLERANCE:
         with _padding(deep, "replicate"):
             report.failure = _first_difference(flat, deep, images, report.depth)
+    report.can_mix_depth = report.mixes_depth or _can_mix(flat, deep, images[1], report.depth, generator)
     return report
+
+
+def _can_mix(
+    flat: nn.Module, deep: nn.Module, images: Tensor, depth: int, generator: torch.Generator
+) -> bool:
+    """Whether slices mix once what `deep` has for depth is random; changes `deep`."""
+    shapes = {name: parameter.shape for name, parameter in flat.named_parameters()}
+    for name, parameter in _inner(deep).named_parameters():
+        if shapes.get(name) != parameter.shape:
+            parameter.add_(0.3 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator))
+    return any(_mixes(output, depth) for output in _maps(deep, _volumes(images, depth)))
 
 
 def _adapt_stems(flat: nn.Module, deep: nn.Module) -> None:

@@ -215,4 +215,4 @@ def test_the_report_has_plain_values_for_json(pair):
     report = verify(*pair)
     content = json.loads(json.dumps(report.to_dict()))
     assert content["max_rel_error"] == report.max_rel_error
-    assert set(content) == {"levels", "max_rel_error", "mixes_depth", "proof"}
+    assert set(content) == {"levels", "max_rel_error", "mixes_depth", "can_mix_depth", "proof"}
