@@ -33,6 +33,8 @@ class AugmentationSettings:
         affine: Probability of a rotation and scaling in mm about the patch's centre.
         rotation: Largest angle about each axis, in degrees.
         scale: Largest change of size along each axis, as a part: 0.1 is 0.9 to 1.1.
+        in_plane: Rotate, scale and deform within the slices only, as is right where they are thick: turned
+            out of its plane, a thick slice would be interpolated from far apart.
         elastic: Probability of an elastic deformation (the most expensive change).
         displacement: Largest shift of a control point in mm, on a grid of 7 x 7 x 7.
         flip: Probability of a mirroring along each of `flip_axes`.
@@ -51,6 +53,7 @@ class AugmentationSettings:
     affine: float = 0.5
     rotation: float = 15.0
     scale: float = 0.15
+    in_plane: bool = False
     elastic: float = 0.0
     displacement: float = 3.0
     flip: float = 0.5
@@ -124,17 +127,21 @@ def _transforms(settings: AugmentationSettings) -> tuple[list[Any], list[Any], l
     # No copies and no history: the samples are ours, and both cost more than most transforms.
     bare = {"copy": False, "parse_input": False}
     labels = {"label_interpolation": "linear"}  # of their one-hot maps
+    turn, grow, shift = settings.rotation, settings.scale, settings.displacement
+    scales, degrees, displacement = (grow,) * 3, (turn,) * 3, (shift,) * 3  # TorchIO's axes: W, H, D
+    if settings.in_plane:
+        scales, degrees, displacement = (grow, grow, 0.0), (0.0, 0.0, turn), (shift, shift, 0.0)
     spatial: Group = [
         # Beyond the border comes the mean of the border: black corners would never be met again.
         (
             settings.affine,
             tio.RandomAffine,
-            {"scales": settings.scale, "degrees": settings.rotation, "default_pad_value": "mean", **labels},
+            {"scales": scales, "degrees": degrees, "default_pad_value": "mean", **labels},
         ),
         (
             settings.elastic,
             tio.RandomElasticDeformation,
-            {"max_displacement": settings.displacement, **labels},
+            {"max_displacement": displacement, **labels},
         ),
     ]
     contrast: Group = [

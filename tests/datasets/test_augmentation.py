@@ -70,6 +70,15 @@ def test_a_flip_mirrors_the_axis_that_it_names(axis, dimension):
     torch.testing.assert_close(changed["label"], sample["label"].flip(dimension))
 
 
+@pytest.mark.parametrize("change", ["affine", "elastic"])
+def test_in_plane_no_voxel_changes_its_slice(change):
+    height = torch.arange(9.0)[None, :, None, None].expand(1, 9, 40, 40)  # the number of the slice
+    augment = build_augmentation(replace(OFF, **{change: 1.0}, in_plane=True))
+    changed = augment({"image": height + 0.0, "spacing": SPACING})["image"]
+    inner = changed[:, :, 12:28, 12:28]  # what came from beyond the border has its mean
+    torch.testing.assert_close(inner, height[:, :, 12:28, 12:28], rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("axis", "expected"), [("left-right", [0, 1, 3, 2]), ("inferior-superior", [0, 1, 2, 3])]
 )
