@@ -63,7 +63,8 @@ def print_verdict(proof: Any, exact_on: str) -> None:
             )
     elif exact_on == "never":
         console.print(
-            f"[bold yellow]inexact by nature[/]: this profile cannot equal the 2D network ({where})"
+            f"[bold yellow]inexact by nature[/]: no 2D network equals this profile, or what its layers "
+            f"along depth have learnt ({where})"
         )
     else:
         console.print(f"[bold red]NOT exact[/]: {proof.failure} ({where})")

@@ -45,7 +45,7 @@ class InflationReport:
     exact_by_nature: bool
     """False for a profile or plan that cannot equal the 2D network on boring volumes."""
     exact_on: Exactness = "boring"
-    """The volumes on which every layer with depth equals its 2D layer: any, boring ones, or never."""
+    """Volumes on which every layer with depth equals its 2D layer: any, boring ones, or never (any more)."""
     source: str = ""
     weights: dict[str, Any] = field(default_factory=dict)
 
@@ -184,7 +184,8 @@ def prove(net2d: nn.Module, inflated: Inflated, *, size: int | None = None) -> I
 
 def describe(inflated: Inflated, exactness: ExactnessReport | None = None) -> InflationReport:
     """The report of an inflated network, kept as `inflated.report`; without a proof it says so."""
-    kinds = [rule.exact_on for rule in inflated.rules().values()]
+    rules = list(inflated.rules().values())
+    kinds = [rule.exact_on for rule in rules]
     inflated.report = InflationReport(
         plan=inflated.plan,
         profile=inflated.profile,
@@ -193,7 +194,7 @@ def describe(inflated: Inflated, exactness: ExactnessReport | None = None) -> In
         parameters=sum(p.numel() for p in inflated.parameters()),
         exactness=exactness or ExactnessReport(failure="not proven"),
         exact_by_nature="never" not in kinds,
-        exact_on=min(kinds, key=EXACTNESS.index),
+        exact_on="never" if any(rule.learnt for rule in rules) else min(kinds, key=EXACTNESS.index),
     )
     return inflated.report
 

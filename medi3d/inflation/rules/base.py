@@ -97,6 +97,11 @@ class Rule(nn.Module):
         """
         return "any" if self.depth.kernel == self.depth.stride == 1 else "boring"
 
+    @property
+    def learnt(self) -> bool:
+        """Whether training has taken the layer to where it equals no 2D layer any more."""
+        return False
+
     def extra_repr(self) -> str:
         """Kernel and stride as (depth, height, width), for `print(network)`."""
         kernel, stride = (self.depth.kernel, *self.kernel_2d), (self.depth.stride, *self.stride_2d)

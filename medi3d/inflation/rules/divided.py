@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from medi3d.errors import PlanError
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.kernels import Exactness
-from medi3d.inflation.plan import ALL_SLICES
+from medi3d.inflation.plan import ALL_SLICES, DepthLayer
 from medi3d.inflation.rules.adopted import AdoptedRule
 from medi3d.inflation.rules.base import Geometry, Kind, adopt, register_attention_rule
+from medi3d.inflation.rules.stochastic import DropPathRule
 
 
 @register_attention_rule("divided")
@@ -66,6 +67,10 @@ class DividedRule(AdoptedRule):
         block.temporal_norm1 = copy.deepcopy(block.norm1)
         block.temporal_attn = DepthAttention(self, self.fold, self.depth.kernel)
         block.temporal_fc = nn.Linear(own.proj.in_features, own.proj.out_features).to(own.proj.weight)
+        drop: Any = getattr(block, "drop_path1", None)
+        block.temporal_drop_path = nn.Identity()
+        if getattr(drop, "drop_prob", 0):
+            block.temporal_drop_path = DropPathRule(drop, DepthLayer(), self.fold, self.profile)
         nn.init.zeros_(block.temporal_fc.weight)
         nn.init.zeros_(block.temporal_fc.bias)
         self._last = (block.temporal_fc,)  # in a tuple: it is the block's, not this layer's
@@ -73,10 +78,13 @@ class DividedRule(AdoptedRule):
 
     @property
     def exact_on(self) -> Exactness:
-        """Any volume at the start; boring ones where class tokens are shared; none after training."""
-        if any(bool(p.any()) for layer in getattr(self, "_last", ()) for p in layer.parameters()):
-            return "never"
+        """Any volume, as at the start; boring ones where slices share class tokens."""
         return "boring" if self._shares() else "any"
+
+    @property
+    def learnt(self) -> bool:
+        """Whether the attention over depth adds something."""
+        return any(bool(p.any()) for layer in getattr(self, "_last", ()) for p in layer.parameters())
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As the layer, `(B·D, tokens, C)`; class tokens averaged over slices if they are the volume's."""
@@ -99,9 +107,7 @@ class DividedBlock(nn.Module):
         block: Any = self
         tokens, places = x[:, : block.attn.prefix], x[:, block.attn.prefix :]
         change = block.temporal_attn(block.temporal_norm1(places))
-        if hasattr(block, "drop_path1"):
-            change = block.drop_path1(change)
-        places = places + block.temporal_fc(change)
+        places = places + block.temporal_fc(block.temporal_drop_path(change))
         return super().forward(torch.cat([tokens, places], dim=1), *args, **kwargs)
 
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from medi3d import torchvision_shim
 from medi3d.inflation.fold import Fold
-from medi3d.inflation.kernels import Exactness
 from medi3d.inflation.plan import DepthLayer
 from medi3d.inflation.rules.adopted import AdoptedRule
 from medi3d.inflation.rules.base import Geometry, Kind, Rule, adopt, register_attention_rule
@@ -64,10 +63,11 @@ class WindowRule(AdoptedRule):
         adopt(block, _CountingBlock)
 
     @property
-    def exact_on(self) -> Exactness:
-        """Boring volumes, as long as the table has equal copies; no 2D table does what unequal ones do."""
-        copies = self._copies()
-        return super().exact_on if bool((copies == copies[0]).all()) else "never"
+    def learnt(self) -> bool:
+        """Whether the table's copies differ: no 2D table does what they do."""
+        table: Any = self.relative_position_bias_table
+        copies = table.unflatten(0, (2 * self.depth.kernel - 1, -1))
+        return not bool((copies == copies[0]).all())
 
     def flat_state(self) -> dict[str, Tensor]:
         """The table of the 2D layer: the mean of the copies."""
