@@ -9,6 +9,7 @@ import typer
 
 from medi3d.errors import Medi3dError, SourceError
 from medi3d.options import (
+    Fps,
     InChannels,
     Isotropic,
     JsonFile,
@@ -19,6 +20,7 @@ from medi3d.options import (
     Spacing,
     Weights,
     plan_of,
+    refuse_for_artifact,
     triple,
     whole_triple,
     write_json,
@@ -73,9 +75,11 @@ def inflate(
     isotropic: Isotropic = False,
     plan: Plan = None,
     spacing: Spacing = None,
+    fps: Fps = None,
     profile: Annotated[
-        str, typer.Option(help="How kernels spread over depth: mean, centre, factorised, repeat or acs.")
-    ] = "mean",
+        str | None,
+        typer.Option(help="Kernels over depth: mean (default), centre, factorised, repeat or acs."),
+    ] = None,
     in_channels: InChannels = 1,
     weights: Weights = None,
     allow_inexact: Annotated[bool, typer.Option(help="Keep a network that failed its proof.")] = False,
@@ -87,21 +91,24 @@ def inflate(
     Example: medi3d inflate timm:resnet18 --isotropic --out resnet18.safetensors
     """
     from medi3d.console import print_inflation
-    from medi3d.models.artifact import save_artifact
+    from medi3d.models.artifact import check_suffix, save_artifact
     from medi3d.models.encoders import LEAN_UNET, create_encoder
     from medi3d.models.volumetric import VOLUMETRIC
 
     if source == LEAN_UNET or source in VOLUMETRIC:
         raise SourceError(f"{source} is 3D from the start: there is nothing to inflate")
+    refuse_for_artifact(source, isotropic=isotropic, plan=plan, spacing=spacing, fps=fps, profile=profile)
+    if out is not None:
+        check_suffix(out)  # before the work
     encoder: Any = create_encoder(
         source,
         weights=weights,
-        plan=plan_of(isotropic, plan, spacing),
+        plan=plan_of(isotropic, plan, spacing, fps),
         in_channels=in_channels,
-        profile=profile,
+        profile=profile or "mean",
         allow_inexact=allow_inexact,
     )
-    print_inflation(encoder.report, triple(spacing))
+    print_inflation(encoder.report)
     write_json(json_file, encoder.report.to_dict())
     if out is not None:
         typer.echo(f"wrote {save_artifact(encoder, out)}")
@@ -133,6 +140,7 @@ def inspect(
     source: Source,
     plan: Plan = None,
     spacing: Spacing = None,
+    fps: Fps = None,
     in_channels: InChannels = 1,
     size: Annotated[
         int, typer.Option(min=1, help="Edge of the cube for which operations are counted, voxels.")
@@ -141,13 +149,18 @@ def inspect(
 ) -> None:
     """Show stages, kernels, strides, receptive fields, parameters and operations, without weights.
 
+    Receptive fields are in voxels, and in mm (--spacing) or ms (--fps). An artifact keeps its own plan; then
+    these two only say what its voxels stand for.
+
     Example: medi3d inspect timm:resnet18 --spacing 5,1,1
     """
     from medi3d.console import print_inspection
     from medi3d.models.inspection import inspect_source
 
-    report = inspect_source(source, plan_of(False, plan, spacing), in_channels=in_channels, size=size)
-    print_inspection(report, triple(spacing))
+    refuse_for_artifact(source, plan=plan)
+    chosen = plan_of(False, plan, spacing, fps)
+    report = inspect_source(source, chosen, in_channels=in_channels, size=size)
+    print_inspection(report, triple(spacing), fps)
     write_json(json_file, report)
 
 

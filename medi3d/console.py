@@ -9,16 +9,17 @@ from rich.table import Table
 console = Console()
 
 
-def print_inflation(report: Any, spacing: Sequence[float] | None = None) -> None:
+def print_inflation(report: Any) -> None:
     """The table of layers, the proof per level, and one line of conclusion."""
     content = report.to_dict()
     _print_layers(content["layers"])
+    unit, sizes = _unit(content["plan"]["spacing"], content["plan"]["fps"])
     table = Table(title="Levels", title_justify="left")
     for column in (
         "channels",
         "stride",
         "receptive field (voxels)",
-        "(mm)",
+        unit,
         "error",
         "error at the ends, own padding",
     ):
@@ -29,7 +30,7 @@ def print_inflation(report: Any, spacing: Sequence[float] | None = None) -> None
             str(level["channels"]),
             _by(level["stride"]),
             _by(field),
-            _millimetres(field, spacing),
+            _sized(field, sizes),
             f"{level['max_rel_error']:.1e}",
             f"{level['border_rel_error']:.1e}",
         )
@@ -54,7 +55,11 @@ def print_proof(report: Any) -> None:
 
 def print_verdict(proof: Any, exact_on: str) -> None:
     """Exact (on boring volumes, or by nature on any), not exact, or not meant to be."""
-    where = f"worst error {proof.max_rel_error:.1e} in float64 at depth {proof.depth}, {proof.seconds:.1f} s"
+    where = (
+        f"worst error {proof.max_rel_error:.1e} in float64, "
+        f"{proof.depth} slices of {proof.size}×{proof.size}; "
+        f"the proof took {proof.seconds:.1f} s, {proof.forward_seconds:.1f} s of it in its two forwards"
+    )
     if proof.exact:
         console.print(f"[bold green]exact[/]: the 3D network equals the 2D one on boring volumes ({where})")
         if exact_on == "any":
@@ -70,20 +75,20 @@ def print_verdict(proof: Any, exact_on: str) -> None:
         console.print(f"[bold red]NOT exact[/]: {proof.failure} ({where})")
 
 
-def print_inspection(report: dict[str, Any], spacing: Sequence[float] | None = None) -> None:
-    """Layers, levels, size and cost."""
+def print_inspection(
+    report: dict[str, Any], spacing: Sequence[float] | None = None, fps: float | None = None
+) -> None:
+    """Layers, levels, size and cost; without spacing and rate, the plan's own."""
     _print_layers(report["layers"])
+    if not spacing and not fps:
+        spacing, fps = report["plan"]["spacing"], report["plan"]["fps"]
+    unit, sizes = _unit(spacing, fps)
     table = Table(title="Levels", title_justify="left")
-    for column in ("channels", "stride", "receptive field (voxels)", "(mm)"):
+    for column in ("channels", "stride", "receptive field (voxels)", unit):
         table.add_column(column, justify="right")
     for level in report["levels"]:
-        row = (
-            str(level["channels"]),
-            _by(level["stride"]),
-            _by(level["reach"]),
-            _millimetres(level["reach"], spacing),
-        )
-        table.add_row(*row)
+        field = level["receptive_field_voxels"]
+        table.add_row(str(level["channels"]), _by(level["stride"]), _by(field), _sized(field, sizes))
     console.print(table)
     millions, cost = report["parameters"] / 1e6, report["multiply_adds"] / 1e9
     console.print(f"{millions:.2f} M parameters; {cost:.1f} G multiply-adds at {report['size']}³ voxels")
@@ -160,8 +165,15 @@ def _by(numbers: Sequence[int | str]) -> str:
     return "×".join(str(n) for n in numbers)
 
 
-def _millimetres(field: Sequence[int], spacing: Sequence[float] | None) -> str:
-    return _by([round(f * s) for f, s in zip(field, spacing, strict=True)]) if spacing else "-"
+def _unit(spacing: Sequence[float] | None, fps: float | None) -> tuple[str, Sequence[float]]:
+    """Heading and size of a voxel in that unit: mm along each axis, or ms along time alone."""
+    if fps:
+        return "(ms)", [1000 / fps]
+    return "(mm)", spacing or ()
+
+
+def _sized(field: Sequence[int], sizes: Sequence[float]) -> str:
+    return _by([round(f * s) for f, s in zip(field, sizes, strict=False)]) if sizes else "-"
 
 
 def _pairs(counts: dict[str, int]) -> str:

@@ -8,12 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from medi3d.errors import Medi3dError
+from medi3d.errors import Medi3dError, SourceError
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report to this JSON file too.")]
 Source = Annotated[str, typer.Argument(help="timm:NAME, inception_v1, a 2D source by name, or an artifact.")]
 Spacing = Annotated[
     str | None, typer.Option(help="Voxel size DZ,DY,DX in mm: depth is held back while slices are thick.")
+]
+Fps = Annotated[
+    float | None, typer.Option("--fps", help="Frames per second of clips: time keeps I3D's pace in ms.")
 ]
 Isotropic = Annotated[bool, typer.Option("--isotropic", help="Depth as in-plane; the default.")]
 Plan = Annotated[str | None, typer.Option(help="Kernel plan: isotropic, video, planar, or a YAML file.")]
@@ -25,15 +28,31 @@ Overrides = Annotated[
 Weights = Annotated[str | None, typer.Option(help="A row of `medi3d weights list`, timm, or file:PATH.")]
 
 
-def plan_of(isotropic: bool, plan: str | None, spacing: str | None) -> Any:
+def plan_of(isotropic: bool, plan: str | None, spacing: str | None, fps: float | None = None) -> Any:
     """The one plan that the options ask for."""
     from medi3d.inflation.plan import KernelPlan
 
-    if sum([isotropic, plan is not None, spacing is not None]) > 1:
-        raise typer.BadParameter("give only one of --isotropic, --plan and --spacing")
+    if sum([isotropic, plan is not None, spacing is not None, fps is not None]) > 1:
+        raise typer.BadParameter("give only one of --isotropic, --plan, --spacing and --fps")
     if spacing is not None:
         return KernelPlan.from_spacing(triple(spacing) or ())
+    if fps is not None:
+        return KernelPlan.from_fps(fps)
     return KernelPlan.named(plan or "isotropic")
+
+
+def refuse_for_artifact(source: str, **options: Any) -> None:
+    """An artifact brings what these options would choose; one that was given anyway is an error.
+
+    Raises:
+        SourceError: naming the option.
+    """
+    given = [name for name, value in options.items() if value not in (None, False)]
+    if source.endswith(".safetensors") and given:
+        raise SourceError(
+            f"the artifact {source} has its own plan and profile: leave out --{given[0]}, "
+            "or inflate its source"
+        )
 
 
 def triple(text: str | None) -> tuple[float, float, float] | None:

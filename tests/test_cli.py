@@ -6,8 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from medi3d import cli
+from medi3d.models import registry
 
 LAYER = {"name", "kernel_2d", "kernel_3d", "stride_3d", "padding", "rule"}
 LEVEL = {"channels", "stride", "max_rel_error", "border_rel_error", "receptive_field_voxels"}
@@ -72,6 +76,33 @@ def test_thick_slices_show_receptive_fields_in_millimetres(medi3d):
     code, out, _ = medi3d("inspect", "timm:test_resnet", "--spacing", "5,1,1", "--size", 32)
     assert code == 0
     assert "(mm)" in out
+    assert "195×167×167" in out  # 39 slices of 5 mm at the deepest level
+
+
+def test_clips_show_receptive_fields_in_milliseconds(medi3d, tmp_path):
+    code, out, _ = medi3d("inspect", "timm:test_resnet", "--fps", "12.5", "--size", 32)
+    assert code == 0
+    assert re.search(r"\(ms\).*\b7×11×11 │ +560\b", out, re.DOTALL)  # 7 frames of 80 ms
+    path = tmp_path / "net.safetensors"
+    assert "(ms)" in medi3d("inflate", "timm:test_byobnet", "--fps", 25, "--out", path)[1]
+    assert "(ms)" in medi3d("inspect", path, "--size", 32)[1]  # of its own plan
+    assert "(mm)" in medi3d("inspect", path, "--size", 32, "--spacing", "1,1,1")[1]
+
+
+def test_both_reports_give_the_receptive_field_under_one_name(medi3d, made, tmp_path):
+    medi3d("inspect", made[0], "--size", 32, "--json", tmp_path / "i.json")
+    seen, inflated = json.loads((tmp_path / "i.json").read_text()), made[1]
+    for key in ("channels", "stride", "receptive_field_voxels"):
+        assert [level[key] for level in seen["levels"]] == [level[key] for level in inflated["levels"]]
+
+
+def test_the_cost_of_the_proof_is_printed(made):
+    proof = made[1]["proof"]
+    assert 0 < proof["forward_seconds"] < proof["seconds"]
+    printed = re.search(r"proof took ([\d.]+) s, ([\d.]+) s of it", " ".join(made[2].split()))
+    assert [float(printed[1]), float(printed[2])] == pytest.approx(
+        [proof["seconds"], proof["forward_seconds"]], abs=0.06
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +125,45 @@ def test_the_known_mistake_is_said_to_be_inexact_and_does_not_verify(medi3d, tmp
     assert "is not exact" in err
 
 
+class Deaf(nn.Module):
+    """It has a convolution, and takes no image."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, image):
+        raise ValueError("wants words,\nnot images")
+
+
+@pytest.fixture
+def bad_files(tmp_path, monkeypatch):
+    """What the arguments of `WRONG` name."""
+    (tmp_path / "damaged.safetensors").write_bytes(b"not a file of tensors")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    torch.save(Deaf().state_dict(), tmp_path / "deaf.pt")
+    (tmp_path / "plan.yaml").write_text("overrides: [{pattern: layer9.*, kernel: 1}]")
+    (tmp_path / "key.yaml").write_text("kernels: 3")
+    monkeypatch.setattr(registry, "_SOURCES", dict(registry._SOURCES))
+    registry.register_source("deaf", "for these tests")(lambda levels: Deaf())
+    return tmp_path
+
+
+TINY = ["inflate", "timm:test_resnet"]
 WRONG = {
+    "near source": (["inflate", "torchvision:resnet19"], "near: .*resnet18"),
+    "no library": (["inflate", "keras:resnet18"], "unknown source 'keras:resnet18': use timm:NAME"),
+    "no image": (["inflate", "deaf"], r"Deaf takes no \(2, 3, S, S\) image .*: wants words,$"),
+    "no such layer": ([*TINY, "--plan", "{tmp}/plan.yaml"], r"'layer9.\*', but no layer is called so"),
+    "unknown key": ([*TINY, "--plan", "{tmp}/key.yaml"], "unknown key 'kernels'"),
+    "inflate no channel": ([*TINY, "--in-channels", "0"], "at least 1 input channel, not 0"),
+    "inflate minus channels": ([*TINY, "--in-channels", "-3"], "at least 1 input channel, not -3"),
+    "weights of another architecture": (
+        [*TINY, "--weights", "file:{tmp}/deaf.pt"],
+        "deaf.pt: conv.weight, conv.bias of the file has no place in the network",
+    ),
+    "no weights file": ([*TINY, "--weights", "file:{tmp}/none.pt"], "none.pt: no such weights file"),
+    "no frames": ([*TINY, "--fps", "0"], "fps is 0.0; give frames per second"),
     "unknown source": (["inflate", "timm:resnet81"], "near: .*resnet18"),
     "lean baseline": (["inflate", "unet"], "3D from the start"),
     "unknown plan": (["inflate", "timm:test_resnet", "--plan", "cubic"], "no plan 'cubic'"),
@@ -116,17 +185,47 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
-def test_an_expected_error_is_one_line_and_exit_code_1(medi3d, tmp_path, arguments, message):
-    import torch
-    from safetensors.torch import save_file
-
-    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
-    (tmp_path / "damaged.safetensors").write_bytes(b"not a file of tensors")
-    code, _, err = medi3d(*(argument.format(tmp=tmp_path) for argument in arguments))
+def test_an_expected_error_is_one_line_and_exit_code_1(medi3d, bad_files, arguments, message):
+    code, _, err = medi3d(*(argument.format(tmp=bad_files) for argument in arguments))
     assert code == 1
     assert err.startswith("medi3d: ")
     assert err.count("\n") == 1
     assert re.search(message, err)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inflate", "{}", "--isotropic"],
+        ["inflate", "{}", "--plan", "planar"],
+        ["inflate", "{}", "--spacing", "5,1,1"],
+        ["inflate", "{}", "--fps", "25"],
+        ["inflate", "{}", "--profile", "mean"],
+        ["inspect", "{}", "--plan", "isotropic"],
+    ],
+    ids=lambda arguments: " ".join(arguments[::2]),
+)
+def test_an_artifact_keeps_its_own_plan(medi3d, made, arguments):
+    code, _, err = medi3d(*(argument.format(made[0]) for argument in arguments))
+    assert code == 1
+    assert re.fullmatch(rf"medi3d: the artifact .* has its own .*: leave out {arguments[2]}, .*\n", err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inflate", "inception_v1", "--weights", "kinetics400/i3d-rgb"], "are not on this machine"),
+        ([*TINY, "--out", "net.pt"], "is a .safetensors file"),
+    ],
+    ids=["weights", "name of the artifact"],
+)
+def test_what_is_missing_is_told_before_the_proof(medi3d, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.setenv("MEDI3D_WEIGHTS_PATH", "")
+    monkeypatch.setenv("MEDI3D_CACHE", str(tmp_path))
+    monkeypatch.setattr("medi3d.models.encoders.inflate", None)  # calling it would be another error
+    code, _, err = medi3d(*arguments)
+    assert code == 1
+    assert message in err
 
 
 USAGE = {
@@ -136,6 +235,7 @@ USAGE = {
     "two plans": ["inflate", "timm:test_resnet", "--isotropic", "--plan", "video"],
     "two numbers": ["inspect", "timm:test_resnet", "--spacing", "5,1"],
     "no number": ["inspect", "timm:test_resnet", "--spacing", "a,b,c"],
+    "two paces": ["inspect", "timm:test_resnet", "--spacing", "5,1,1", "--fps", "25"],
     "channels in words": ["inflate", "timm:test_resnet", "--in-channels", "one"],
     "no top": ["classify", "clip.gif", "--weights", "kinetics400/i3d-rgb", "--top", "0"],
 }

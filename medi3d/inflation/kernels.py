@@ -75,23 +75,27 @@ def inflate_kernel(weight: Tensor, taps: int, profile: str = "mean") -> Tensor:
     """
     if weight.dim() != 4:
         raise ShapeError(f"a 2D kernel has shape (O, I, kH, kW), not {tuple(weight.shape)}")
-    share = depth_profile(taps, profile).to(weight.device).view(1, 1, taps, 1, 1)
-    exact = weight.unsqueeze(2).double() * share
-    kernel = exact.to(weight.dtype)
-    if profile == "mean" and taps > 1:
-        _carry_rounding(kernel, weight)
-    return kernel
+    shares = depth_profile(taps, profile).tolist()
+    if taps == 1:
+        return weight.unsqueeze(2).clone()
+    exact = weight.double()
+    if profile == "mean":
+        return torch.stack(_carry_rounding(exact, taps, weight.dtype), dim=2)
+    return torch.stack([(exact * share).to(weight.dtype) for share in shares], dim=2)
 
 
-def _carry_rounding(kernel: Tensor, weight: Tensor) -> None:
-    """Let the taps sum to the 2D kernel to the last bit, though w/N is rounded in each of them.
+def _carry_rounding(weight: Tensor, taps: int, dtype: torch.dtype) -> list[Tensor]:
+    """Taps that sum to the 2D kernel (float64) to the last bit, though w/N is rounded in each of them.
 
     What rounding lost is a few units in the last place of one tap, so the middle tap can carry it;
     where that crosses a power of two and is rounded again, the first tap takes the rest.
     """
-    for tap in (kernel.shape[2] // 2, 0):
-        lost = weight.double() - kernel.double().sum(dim=2)
-        kernel[:, :, tap] = (kernel[:, :, tap].double() + lost).to(kernel.dtype)
+    share = (weight / taps).to(dtype)
+    middle = weight.sub(share, alpha=taps - 1).to(dtype)
+    first = weight.sub(share, alpha=taps - 2).sub_(middle).to(dtype)
+    kernel = [share] * taps
+    kernel[taps // 2], kernel[0] = middle, first
+    return kernel
 
 
 def place_in_planes(weight: Tensor) -> Tensor:

@@ -209,6 +209,7 @@ def build(
     plan.check_patterns(list(seen.layers))
     fold, pacing = Fold(), pacing_of(net2d)
     network = copy.deepcopy(net2d)
+    uses = _uses(network)
     for path, geometry in seen.layers.items():
         layer = network.get_submodule(path)
         first = path in seen.stems
@@ -226,7 +227,11 @@ def build(
             raise type(error)(f"layer {path!r}: {error}") from error
         rule.multiplicity = seen.multiplicity[path]
         rule.train(layer.training)
-        network = _replace(network, path, rule)
+        for parent, name in uses[layer]:
+            setattr(parent, name, rule)
+        for child, places in _uses(rule).items():  # a rule may have taken layers over
+            uses.setdefault(child, []).extend(places)
+        network = rule if layer is network else network
         rule.settle(network, path)
     return Inflated(network, fold, seen, in_channels or seen.channels, plan, profile), seen
 
@@ -239,16 +244,14 @@ def _paced(layer: DepthLayer, geometry: LayerGeometry, pacing: Pacing) -> DepthL
     return replace(layer, stride=1, kernel=1 if patches else layer.kernel)
 
 
-def _replace(network: nn.Module, path: str, layer: nn.Module) -> nn.Module:
-    """Put `layer` in place of every use of the module at `path`; the root itself may be replaced."""
-    old = network.get_submodule(path)
-    if old is network:
-        return layer
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if child is old:
-                setattr(parent, name, layer)
-    return network
+def _uses(network: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
+    """Where each module hangs, as parent and name: several places, where it is used in several."""
+    uses: dict[nn.Module, list[tuple[nn.Module, str]]] = {module: [] for module in network.modules()}
+    for parent in network.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                uses[child].append((parent, name))
+    return uses
 
 
 def describe_layers(inflated: Inflated) -> list[InflatedLayer]:

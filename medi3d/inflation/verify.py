@@ -62,6 +62,9 @@ class ExactnessReport:
     size: int = 0
     depth: int = 0
     seconds: float = 0.0
+    """What the whole proof took."""
+    forward_seconds: float = 0.0
+    """What the one forward of the 2D network and the one of the 3D network took of it."""
     failure: str = ""
     """Empty, or the first module that differs and how."""
 
@@ -87,6 +90,7 @@ class ExactnessReport:
                 "size": self.size,
                 "depth": self.depth,
                 "seconds": round(self.seconds, 3),
+                "forward_seconds": round(self.forward_seconds, 3),
                 "tolerance": TOLERANCE,
                 "failure": self.failure,
             },
@@ -120,21 +124,24 @@ def verify(
 
 
 def _compare_networks(net2d: nn.Module, net3d: nn.Module, size: int, depth: int | None) -> ExactnessReport:
-    flat, deep = copy.deepcopy(net2d).eval(), copy.deepcopy(net3d).eval()
+    flat, deep = _in_double(net2d).eval(), _in_double(net3d).eval()
     if getattr(deep, "normaliser", None) is not None:  # the 2D network is shown what lies behind it
         deep.in_channels, deep.normaliser = deep.normaliser.channels, None  # type: ignore[union-attr,assignment]
-    _adapt_stems(flat, deep)
-    flat, deep = flat.double(), deep.double()
+    _adapt_stems(flat, deep, precision=next(net2d.parameters()).dtype)
     generator = torch.Generator().manual_seed(20170522)  # the day of the paper
     images = _images(flat, deep, size, generator)
     _unhide(flat, deep, images[0], generator)
 
     report = ExactnessReport(size=size)
+    clock = time.perf_counter()
     answers = _tensors(flat(images[0]))
+    report.forward_seconds = time.perf_counter() - clock
     with _padding(deep, "replicate") as padded:
         try:
             report.depth = depth or _proof_depth(deep, images[1])
-            outputs = _maps(deep, _volumes(images[1], report.depth))
+            volumes, clock = _volumes(images[1], report.depth), time.perf_counter()
+            outputs = _maps(deep, volumes)
+            report.forward_seconds += time.perf_counter() - clock
         except (RuntimeError, ShapeError, ValueError) as error:
             report.failure = _first_difference(flat, deep, images, depth or 64) or _brief(error)
             return report
@@ -166,7 +173,18 @@ def _can_mix(
     return any(_mixes(output, depth) for output in _maps(deep, _volumes(images, depth)))
 
 
-def _adapt_stems(flat: nn.Module, deep: nn.Module) -> None:
+def _in_double(network: nn.Module) -> nn.Module:
+    """A copy in float64, made in one step: a large network is not copied twice."""
+    tensors = [*network.parameters(), *(b for b in network.buffers() if b.is_floating_point())]
+    return copy.deepcopy(network, {id(t): _twin(t) for t in tensors})
+
+
+def _twin(tensor: Tensor) -> Tensor:
+    twin = tensor.detach().to(torch.float64, copy=True)
+    return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+
+
+def _adapt_stems(flat: nn.Module, deep: nn.Module, precision: torch.dtype) -> None:
     """Give the 2D network the channels of the 3D one, so that it is compared with its own channel sums.
 
     Done in the precision of the weights: in float32 a sum over RGB is rounded, once, in both.
@@ -178,7 +196,7 @@ def _adapt_stems(flat: nn.Module, deep: nn.Module) -> None:
         if twin is None or (parameter.dim(), twin.dim()) != (4, 5):
             continue
         if (parameter.shape[1], twin.shape[1]) == (source, target) and source != target:
-            parameter.data = adapt_channels(parameter.data, target)
+            parameter.data = adapt_channels(parameter.data.to(precision), target).double()
 
 
 def _images(flat: nn.Module, deep: nn.Module, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -203,10 +221,13 @@ def _changed_slice(depth: int) -> int:
 
 
 def _proof_depth(deep: nn.Module, images: Tensor) -> int:
-    """Twice the largest stride along depth, at least 8: found on a thin volume."""
-    probe = 32
-    outputs = _maps(deep, images[:1].unsqueeze(2).repeat(1, 1, probe, 1, 1))
-    stride = max(-(-probe // max(output.shape[2], 1)) for output in outputs)
+    """Twice the largest stride along depth, at least 8: as its rules tell, else found on a thin volume."""
+    if _inner(deep) is not deep:
+        stride = max((level[0] for level in deep.strides), default=1)  # type: ignore[union-attr]
+    else:
+        probe = 32
+        outputs = _maps(deep, images[:1].unsqueeze(2).repeat(1, 1, probe, 1, 1))
+        stride = max(-(-probe // max(output.shape[2], 1)) for output in outputs)
     return min(DEEPEST, max(8, 2 * stride))
 
 

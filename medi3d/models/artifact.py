@@ -28,6 +28,18 @@ FORMAT = "medi3d-encoder-1"
 _NEEDED = ("source", "plan", "profile", "in_channels", "encoder_levels", "weights", "sha256")
 
 
+def check_suffix(path: str | Path) -> Path:
+    """Refuse a name that does not end in .safetensors.
+
+    Raises:
+        WeightsError: it does not.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"an artifact is a .safetensors file, not {path.name!r}")
+    return path
+
+
 def save_artifact(encoder: Inflated, path: str | Path) -> Path:
     """Write an encoder made by `create_encoder`; the file appears whole or not at all.
 
@@ -35,9 +47,7 @@ def save_artifact(encoder: Inflated, path: str | Path) -> Path:
         SourceError: the encoder has no source name from which it can be built again.
         WeightsError: the file cannot be written, or its name does not end in .safetensors.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise WeightsError(f"an artifact is a .safetensors file, not {path.name!r}")
+    path = check_suffix(path)
     report = encoder.report.to_dict()
     build_source(report["source"], levels=1)  # refuse now what could not be loaded later
     tensors = {

@@ -16,7 +16,7 @@ from medi3d.models.artifact import load_artifact
 from medi3d.models.contract import normaliser_of
 from medi3d.models.registry import build_source
 from medi3d.models.volumetric import VOLUMETRIC, create_volumetric
-from medi3d.weights.catalogue import get_row
+from medi3d.weights.catalogue import find_weights, get_row
 from medi3d.weights.load import LoadReport, load_weights
 
 LEAN_UNET = "unet"
@@ -45,7 +45,8 @@ def create_encoder(
     Args:
         source: `timm:NAME`, `torchvision:NAME`, `monai:NAME`, `inception_v1`; `medicalnet:NAME`,
             `unet3d`, `unet`, which are 3D from the start; the path of an artifact (which brings its own
-            plan and weights); or a 2D network that returns a list of maps and keeps its weights.
+            plan, profile and weights: others are refused); or a 2D network that returns a list of maps and
+            keeps its weights.
         weights: a catalogue row, `timm` (timm's own), `file:PATH`, or None.
         plan: kernels along depth.
         in_channels: channels of the volumes.
@@ -68,7 +69,7 @@ def create_encoder(
             raise SourceError(f"the lean U-Net has no pretrained weights, but {weights!r} is asked for")
         return PlainEncoder(in_channels, PLAIN_CHANNELS[:levels])
     if isinstance(source, str) and source.endswith(".safetensors"):
-        return _load_encoder(source, weights, in_channels, levels)
+        return _load_encoder(source, weights, plan, profile, in_channels, levels)
     if isinstance(source, str) and source in VOLUMETRIC:
         return create_volumetric(
             source,
@@ -81,6 +82,8 @@ def create_encoder(
     net2d = _source_network(source, weights, levels, read_weights)
     unread = not read_weights and str(weights).startswith("file:")  # it says nothing of its input
     row = None if weights in (None, "timm") or unread else get_row(weights)
+    if row is not None and read_weights:
+        find_weights(row)  # told now if it is missing: 3D weights are read after the proof
     report: LoadReport | None = None
     if row is not None and row.dimensions == 2 and read_weights:
         report = load_weights(net2d, row)
@@ -139,8 +142,22 @@ def _check_maps(encoder: Inflated, source: nn.Module) -> None:
         )
 
 
-def _load_encoder(path: str, weights: str | None, in_channels: int, levels: int | None) -> nn.Module:
+def _load_encoder(
+    path: str,
+    weights: str | None,
+    plan: KernelPlan | str,
+    profile: str,
+    in_channels: int,
+    levels: int | None,
+) -> nn.Module:
     encoder = load_artifact(path)
+    wanted = plan if isinstance(plan, KernelPlan) else KernelPlan.named(plan)
+    if wanted not in (encoder.plan, KernelPlan.isotropic()):  # isotropic is what nobody asked for
+        raise SourceError(
+            f"the artifact {path} has the plan {encoder.plan.name!r}, not {wanted.name!r}; inflate its source"
+        )
+    if profile not in (encoder.profile, "mean"):
+        raise SourceError(f"the artifact {path} has the profile {encoder.profile!r}, not {profile!r}")
     if levels not in (None, len(encoder.levels)):
         raise SourceError(f"the artifact {path} has {len(encoder.levels)} levels, not {levels}")
     if weights is not None:

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medi3d.inflation.network import Inflated, build, describe_layers
 from medi3d.inflation.plan import KernelPlan
+from medi3d.inflation.reach import Level
 from medi3d.models.artifact import load_artifact
 from medi3d.models.registry import build_source
 
@@ -24,10 +25,19 @@ def inspect_source(source: str, plan: KernelPlan, *, in_channels: int = 1, size:
         "plan": encoder.plan.to_dict(),
         "profile": encoder.profile,
         "layers": [asdict(layer) for layer in describe_layers(encoder)],
-        "levels": [asdict(level) for level in encoder.levels],
+        "levels": [_level(level) for level in encoder.levels],
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "size": size,
         "multiply_adds": _multiply_adds(encoder, size),
+    }
+
+
+def _level(level: Level) -> dict[str, Any]:
+    """A row under the names that `medi3d inflate --json` has too."""
+    return {
+        "channels": level.channels,
+        "stride": level.stride,
+        "receptive_field_voxels": level.reach,
     }
 
 

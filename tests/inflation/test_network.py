@@ -8,6 +8,7 @@ from torch import nn
 from medi3d.errors import InexactError, PlanError, ShapeError, SourceError
 from medi3d.inflation import KernelPlan, inflate, verify
 from medi3d.inflation.plan import Override
+from medi3d.inflation.rules import Rule
 
 FAMILIES = {
     "resnet": "resnet18",
@@ -153,3 +154,10 @@ def test_refusals():
         inflate(Branches())(torch.zeros(1, 1, 4, 8, 8))
     with pytest.raises(ShapeError, match=r"takes \(B, C, D, H, W\)"):
         inflate(Branches())(torch.zeros(1, 3, 8, 8))
+
+
+def test_a_layer_used_in_several_places_is_replaced_in_all_of_them():
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    net3d = inflate(nn.Sequential(conv, nn.ReLU(), conv, nn.Sequential(conv)))
+    assert net3d.network[0] is net3d.network[2] is net3d.network[3][0]
+    assert isinstance(net3d.network[0], Rule)

@@ -76,6 +76,7 @@ def test_a_twin_by_hand_is_proven(pair):
     assert report.mixes_depth
     assert [level.channels for level in report.levels] == [4, 4]
     assert [level.stride for level in report.levels] == [(2, 2, 2), (2, 2, 2)]
+    assert 0 < report.forward_seconds < report.seconds
 
 
 @pytest.mark.parametrize("name", TENSORS)

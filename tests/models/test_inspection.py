@@ -57,7 +57,7 @@ def test_layers_and_levels_are_the_encoders():
         ("deep", (1, 3, 3), (1, 1, 1)),
     ]
     assert [level["stride"] for level in report["levels"]] == [(1, 2, 2), (1, 2, 2)]
-    assert [level["reach"] for level in report["levels"]] == [(1, 3, 3), (1, 7, 7)]
+    assert [level["receptive_field_voxels"] for level in report["levels"]] == [(1, 3, 3), (1, 7, 7)]
     assert report["plan"]["spacing"] == [4, 1, 1]
 
 
