@@ -111,11 +111,23 @@ def test_overrides_win_by_name():
     assert plan.layer(conv(7, 2, path="stage.conv")).kernel == 7
 
 
+def test_override_changes_only_what_a_layer_has():
+    """A broad pattern reaches attention and statistics too: they have no stride."""
+    plan = KernelPlan("mine", overrides=(Override("*", kernel=5, stride=4, statistics="volume"),))
+    attention, norm, drop = (plan.layer(conv(1, kind=kind)) for kind in ("attention", "statistics", "other"))
+    assert (attention.kernel, attention.stride, attention.statistics) == (5, 1, "volume")
+    assert (norm.kernel, norm.stride, norm.statistics) == (1, 1, "volume")
+    assert (drop.kernel, drop.stride) == (1, 1)
+    assert plan.layer(conv(3)) == DepthLayer(5, 4)
+
+
 def test_plan_survives_yaml(tmp_path):
     import yaml
 
-    mine = KernelPlan("mine", spacing=(5, 1, 1), overrides=(Override("a", kernel=3, optional=True),))
-    for plan in (mine, KernelPlan.from_fps(12.5)):
+    overrides = (Override("a", kernel=3, optional=True), Override("b", statistics="volume"))
+    mine = KernelPlan("mine", spacing=(5, 1, 1), overrides=overrides)
+    forms = KernelPlan("forms", attention="all", attention_form="divided", statistics="volume")
+    for plan in (mine, forms, KernelPlan.from_fps(12.5)):
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plan.to_dict()))
         assert KernelPlan.from_yaml(tmp_path / "mine.yaml") == plan
 
@@ -130,6 +142,11 @@ def test_plan_survives_yaml(tmp_path):
         ("spacing: [1, 1]", "give three sizes"),
         ("spacing: [0, 1, 1]", "give three sizes above 0 mm"),
         ("{spacing: [1, 1, 1], fps: 25}", "either space or time"),
+        ("attention: most", "attention is 'most'; use an odd number from 1, or 'all'"),
+        ("{attention: all, attention_form: windows}", "attention is 'all'; use a number from 1"),
+        ("attention_form: axial", "attention_form is 'axial'; use one of joint, windows, divided"),
+        ("statistics: batch", "statistics is 'batch'; use one of slice, volume"),
+        ("overrides: [{pattern: a, statistics: batch}]", "'a': statistics is 'batch'"),
         ("overrides: [{kernel: 3}]", "pattern"),
         ("overrides: [{pattern: a, kernel: -1}]", "kernel is -1"),
         ("overrides: [7]", "must be keys and values"),
