@@ -14,12 +14,14 @@ def learning_rate_factor(step: float, settings: TrainingSettings) -> float:
     """Share of the highest learning rate in optimiser step `step`, counted from 0, of `settings.steps`.
 
     It rises linearly in the first `warmup` of the steps and then falls to 0 along half a cosine, or as
-    (1 - t)^0.9.
+    (1 - t)^0.9; or, with the schedule "step", to a tenth after each of the shares `drops` of the steps.
     """
     rising = round(settings.warmup * settings.steps)
     if step < rising:
         return (step + 1) / (rising + 1)
     elapsed = (step - rising) / max(1, settings.steps - rising)
+    if settings.schedule == "step":
+        return 0.1 ** sum(step >= drop * settings.steps for drop in settings.drops)
     if settings.schedule == "poly":
         return max(0.0, 1 - elapsed) ** 0.9
     return 0.5 * (1 + math.cos(math.pi * min(1.0, elapsed)))

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from medi3d.engine.precision import CHOICES
 from medi3d.errors import ConfigError
 
-SCHEDULES = ("cosine", "poly", "plateau")
+SCHEDULES = ("cosine", "poly", "plateau", "step")
+OPTIMIZERS = ("adamw", "sgd")
 MIRROR_AXES = ("depth", "height", "width")
 NOT_NEGATIVE = (
     "cpu_seconds",
@@ -39,13 +40,18 @@ class TrainingSettings:
     """highest learning rate, of decoder and head"""
     encoder_factor: float = 0.2
     """learning rate of the encoder, as a multiple of learning_rate"""
+    optimizer: str = "adamw"
+    """adamw | sgd (momentum 0.9, as I3D was trained)"""
     weight_decay: float = 0.01
-    """AdamW's decoupled weight decay"""
+    """AdamW's decoupled weight decay; with sgd that of the gradient"""
     warmup: float = 0.1
     """share of the steps in which the learning rate rises linearly"""
     schedule: str = "cosine"
     """how the learning rate falls to 0 after that: cosine | poly (power 0.9) | plateau (stays up until the
-    validation score is flat, then a cosine over a quarter of the steps done; with it training ends)"""
+    validation score is flat, then a cosine over a quarter of the steps done; with it training ends) | step
+    (to a tenth after each of `drops`)"""
+    drops: list[float] = field(default_factory=lambda: [0.5, 0.75])
+    """step: shares of the steps after which the learning rate falls to a tenth"""
     patience: int = 5
     """plateau: validations without a gain after which the score counts as flat"""
     min_gain: float = 0.002
@@ -71,6 +77,8 @@ class TrainingSettings:
             self._check(key, getattr(self, key) >= 0, "0 or more")
         for key in ("warmup", "ema"):
             self._check(key, 0 <= getattr(self, key) < 1, "at least 0 and below 1")
+        self._check("drops", all(0 < drop < 1 for drop in self.drops), "shares above 0 and below 1")
+        self._check("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
         self._check("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         self._check("precision", self.precision in CHOICES, f"one of {', '.join(CHOICES)}")
 

@@ -20,6 +20,9 @@ from medi3d.errors import WeightsError
 FORMAT = 1
 """Number of the checkpoint's layout."""
 
+MOMENTUM = 0.9
+"""Of stochastic gradient descent, as in the I3D paper, sec. 3.1."""
+
 
 @dataclass
 class TrainingState:
@@ -43,8 +46,12 @@ class TrainingState:
     def create(
         cls, network: nn.Module, groups: Sequence[dict[str, Any]], settings: TrainingSettings
     ) -> "TrainingState":
-        """AdamW over parameter `groups` (each with "name", "params" and "lr"), at the start of a run."""
-        optimizer = torch.optim.AdamW(list(groups), weight_decay=settings.weight_decay)
+        """The optimiser over `groups` (each with "name", "params" and "lr"), at the start of a run."""
+        optimizer: torch.optim.Optimizer
+        if settings.optimizer == "sgd":
+            optimizer = torch.optim.SGD(list(groups), momentum=MOMENTUM, weight_decay=settings.weight_decay)
+        else:
+            optimizer = torch.optim.AdamW(list(groups), weight_decay=settings.weight_decay)
         clock = Clock()
         budget = Budget(settings, clock)
         scheduler = LambdaLR(optimizer, budget.factor)

@@ -79,12 +79,17 @@ def segmentation(labels: Sequence[str], window: Triple, *, overlap: float = 0.5)
 
 
 def classification(classes: Sequence[str]) -> Task:
-    """Tell which of `classes` a clip or volume shows. Target is `(B,)`; the loss is cross entropy."""
+    """Tell which of `classes` a clip or volume shows. Target is `(B,)`; the loss is cross entropy.
+
+    Logits in training are `(B, classes)`; or `(B, classes, steps)`, where every step names the class, and
+    its loss counts alike (an LSTM); or a list, of streams that learn apart, whose losses are added.
+    """
 
     def loss(logits: Logits, target: Tensor) -> Tensor:
         if not isinstance(logits, Tensor):
-            raise TypeError("a classifier gives one tensor of logits (B, classes), not a list")
-        return cross_entropy(logits.float(), target.long())
+            return torch.stack([loss(stream, target) for stream in logits]).sum()
+        every_step = target.long().view(-1, *[1] * (logits.dim() - 2)).expand(-1, *logits.shape[2:])
+        return cross_entropy(logits.float(), every_step)
 
     return Task(
         name="classification",
