@@ -23,7 +23,9 @@ STEP_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class _Slice:
+class Slice:
+    """One file of a series, and where it lies."""
+
     path: Path
     position: np.ndarray  # (3,) centre of the first voxel, mm, LPS
     orientation: np.ndarray  # (6,) direction cosines of a row, then of a column
@@ -35,29 +37,53 @@ def read_series(folder: Path) -> sitk.Image:
     """The DICOM series in `folder` as a float32 image (rescaled: HU for CT) in LPS.
 
     Raises:
-        DataError: No series or several, slices missing, doubled, unreadable or unevenly spaced,
-            a multi-frame file, or a tilted gantry.
+        DataError: As `read_slices`, or a slice cannot be decoded.
     """
-    with quiet_itk():
-        return _read_series(folder)
-
-
-def _read_series(folder: Path) -> sitk.Image:
-    slices = _sorted_slices([_read_slice(path) for path in _series_files(folder)], folder)
-    _check_steps(slices, folder)
+    slices = read_slices(folder)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(one.path) for one in slices])
     # The slope may differ from slice to slice: the first file's integer type must not decide for all.
     reader.SetOutputPixelType(sitk.sitkFloat32)
     try:
-        image = reader.Execute()
+        with quiet_itk():
+            image = reader.Execute()
     except RuntimeError as error:
         raise DataError(f"{folder}: the DICOM series cannot be decoded: {last_line(error)}") from error
+    _place(image, slices, folder)
+    return image
+
+
+def series_grid(folder: Path) -> sitk.Image:
+    """The grid of the series in `folder` as an empty image, no slice decoded.
+
+    Raises:
+        DataError: As `read_slices`.
+    """
+    slices = read_slices(folder)
+    grid = sitk.Image([*slices[0].size, len(slices)], sitk.sitkUInt8)
+    _place(grid, slices, folder)
+    return grid
+
+
+def read_slices(folder: Path) -> list[Slice]:
+    """The slices of the one series in `folder`, in the order in which they lie, checked to be a volume.
+
+    Raises:
+        DataError: No series or several, slices missing, doubled, unreadable or unevenly spaced,
+            a multi-frame file, or a tilted gantry.
+    """
+    folder = Path(folder)
+    with quiet_itk():
+        slices = _sorted_slices([_read_slice(path) for path in _series_files(folder)], folder)
+    _check_steps(slices, folder)
+    return slices
+
+
+def _place(image: sitk.Image, slices: Sequence[Slice], folder: Path) -> None:
     first, last = slices[0], slices[-1]
     row, column = first.orientation[:3] * first.spacing[0], first.orientation[3:] * first.spacing[1]
     step = (last.position - first.position) / (len(slices) - 1)
     set_geometry(image, np.stack([row, column, step], axis=1), first.position, str(folder))
-    return image
 
 
 @contextmanager
@@ -106,7 +132,7 @@ def _claims_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".ima")
 
 
-def _read_slice(path: Path) -> _Slice:
+def _read_slice(path: Path) -> Slice:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
@@ -119,7 +145,7 @@ def _read_slice(path: Path) -> _Slice:
             f"{path}: a multi-frame DICOM file; only series with one slice a file are read "
             "(convert it to NIfTI, for example with dcm2niix)"
         )
-    return _Slice(
+    return Slice(
         path,
         _numbers(reader, POSITION, 3, "ImagePositionPatient"),
         _numbers(reader, ORIENTATION, 6, "ImageOrientationPatient"),
@@ -141,7 +167,7 @@ def _numbers(reader: sitk.ImageFileReader, tag: str, count: int, name: str) -> n
     return numbers
 
 
-def _sorted_slices(slices: Sequence[_Slice], folder: Path) -> list[_Slice]:
+def _sorted_slices(slices: Sequence[Slice], folder: Path) -> list[Slice]:
     if len(slices) < 2:
         raise DataError(f"{folder}: the series has one slice; a volume needs two or more")
     first = slices[0]
@@ -160,7 +186,7 @@ def _sorted_slices(slices: Sequence[_Slice], folder: Path) -> list[_Slice]:
     return sorted(slices, key=lambda one: float(one.position @ normal))
 
 
-def _check_steps(slices: Sequence[_Slice], folder: Path) -> None:
+def _check_steps(slices: Sequence[Slice], folder: Path) -> None:
     places = np.stack([one.position for one in slices])
     steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
     usual = float(np.median(steps))

@@ -7,13 +7,15 @@ NRRD and MetaImage through SimpleITK, a folder is one DICOM series.
 import logging
 import os
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from medi3d.datasets.dicom import last_line, quiet_itk, read_series
+from medi3d.datasets.dicom import last_line, quiet_itk, read_series, read_slices, series_grid
 from medi3d.datasets.geometry import grid_difference, set_geometry
 from medi3d.errors import DataError, ShapeError
 
@@ -58,60 +60,92 @@ def read_channels(path: Path) -> list[sitk.Image]:
     Raises:
         DataError: As `read_volume`, but several channels are welcome.
     """
-    path = Path(path)
+    path = check_format(path)
     if path.is_dir():
         return [read_series(path)]
+    return _read_nifti(path) if suffix_of(path) in NIFTI else _read_itk(path)
+
+
+def check_format(path: Path) -> Path:
+    """The path, if it is a folder or a file that by its name is a volume.
+
+    Raises:
+        DataError: It is missing, empty, or of another kind.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return path
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty (0 bytes)")
     suffix = suffix_of(path)
-    if suffix in NIFTI:
-        return _read_nifti(path)
-    if suffix in ITK:
-        return _read_itk(path)
-    hint = (
-        "give the folder of the series"
-        if suffix in (".dcm", ".ima")
-        else "expected " + ", ".join(NIFTI + ITK)
-    )
-    raise DataError(f"{path}: not a known volume format ({suffix or 'no suffix'}); {hint}")
+    if suffix not in NIFTI + ITK:
+        dicom = suffix in (".dcm", ".ima")
+        hint = "give the folder of the series" if dicom else "expected " + ", ".join(NIFTI + ITK)
+        raise DataError(f"{path}: not a known volume format ({suffix or 'no suffix'}); {hint}")
+    return path
 
 
-def _load_nifti(path: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
-    """The image and its scaled values (X, Y, Z[, C])."""
+NIFTI_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+)
+"""What nibabel raises for files that are damaged in one way or another."""
+
+
+def _open_nifti(path: Path) -> nib.Nifti1Image:
+    """The image with its header read and its voxels not."""
     try:
         source = nib.load(path)
-        values = np.asanyarray(source.dataobj)  # type: ignore[attr-defined]
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        OverflowError,
-        MemoryError,
-        zlib.error,
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
-    ) as error:
+    except NIFTI_ERRORS as error:
         raise DataError(f"{path}: damaged or not a NIfTI file: {last_line(error)}") from error
     if not isinstance(source, nib.Nifti1Image):  # a Nifti2Image is one
         raise DataError(f"{path}: not a NIfTI file but {type(source).__name__}")
+    return source
+
+
+def _nifti_values(source: nib.Nifti1Image, path: Path) -> np.ndarray:
+    """Scaled values (X, Y, Z[, C])."""
+    try:
+        values = np.asanyarray(source.dataobj)
+    except NIFTI_ERRORS as error:
+        raise DataError(f"{path}: damaged or not a NIfTI file: {last_line(error)}") from error
     if values.dtype.kind not in "iufb":
         raise DataError(f"{path}: voxels of type {values.dtype}; plain numbers are needed, not colours")
-    return source, values
+    return values
 
 
 def _read_nifti(path: Path) -> list[sitk.Image]:
-    source, values = _load_nifti(path)
+    source = _open_nifti(path)
+    steps, origin = _nifti_geometry(source, path)
+    return [
+        _image(channel, steps, origin, path) for channel in _split_channels(_nifti_values(source, path), path)
+    ]
+
+
+def _nifti_geometry(source: nib.Nifti1Image, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (3, 3) and origin (3,) in mm, in LPS."""
     header = source.header
     if not (header["qform_code"] or header["sform_code"]):
         log.warning("%s: neither qform nor sform is set, so left and right are a guess of the reader", path)
     affine = np.asarray(source.affine, dtype=float).copy()
-    affine[:3] *= MILLIMETRES[header.get_xyzt_units()[0]]
-    return [
-        _image(channel, RAS_TO_LPS @ affine[:3, :3], RAS_TO_LPS @ affine[:3, 3], path)
-        for channel in _split_channels(values, path)
-    ]
+    affine[:3] *= _unit(header, path)
+    return RAS_TO_LPS @ affine[:3, :3], RAS_TO_LPS @ affine[:3, 3]
+
+
+def _unit(header: nib.Nifti1Header, path: Path) -> float:
+    """Millimetres in the header's unit of length."""
+    try:
+        return MILLIMETRES[header.get_xyzt_units()[0]]
+    except KeyError as error:
+        raise DataError(f"{path}: the header's unit of length has no meaning (xyzt_units {error})") from error
 
 
 def _split_channels(values: np.ndarray, path: Path) -> list[np.ndarray]:
@@ -120,6 +154,86 @@ def _split_channels(values: np.ndarray, path: Path) -> list[np.ndarray]:
         raise DataError(f"{path}: an array of shape {values.shape}; a 3D image is due")
     stacked = values.reshape(*values.shape[:3], -1)
     return [stacked[..., channel] for channel in range(stacked.shape[3])]
+
+
+@dataclass(frozen=True)
+class VolumeHeader:
+    """What a file says of its size.
+
+    Attributes:
+        size: voxels (x, y, z).
+        spacing: their sides in mm.
+        channels: 3D images in the file.
+        value_bytes: of one voxel once it is read.
+    """
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    channels: int
+    value_bytes: int
+
+
+def read_header(path: Path) -> VolumeHeader:
+    """The size of a volume, its voxels not read.
+
+    Raises:
+        DataError: As `read_channels`, as far as it shows in the header.
+    """
+    path = check_format(path)
+    if path.is_dir():
+        slices = read_slices(path)
+        step = float(np.linalg.norm(slices[1].position - slices[0].position))
+        return VolumeHeader((*slices[0].size, len(slices)), (*slices[0].spacing, step), 1, 4)
+    if suffix_of(path) in NIFTI:
+        source = _open_nifti(path)
+        steps, _ = _nifti_geometry(source, path)
+        stored: Any = source.dataobj
+        scaled = stored.slope != 1 or stored.inter != 0
+        size = (*source.shape, 1, 1, 1)
+        return VolumeHeader(
+            size[:3],
+            tuple(np.linalg.norm(steps, axis=0)),
+            int(np.prod(size[3:])),
+            8 if scaled else source.get_data_dtype().itemsize,
+        )
+    reader = _itk_header(path)
+    size = (*reader.GetSize(), 1, 1)
+    return VolumeHeader(
+        size[:3], (*reader.GetSpacing(), 1.0)[:3], reader.GetNumberOfComponents() * int(np.prod(size[3:])), 8
+    )
+
+
+def read_grid(path: Path) -> sitk.Image:
+    """The grid of a volume as an empty image, its voxels not read.
+
+    Raises:
+        DataError: As `read_header`.
+    """
+    path = check_format(path)
+    if path.is_dir():
+        return series_grid(path)
+    if suffix_of(path) in NIFTI:
+        source = _open_nifti(path)
+        size, (steps, origin) = source.shape[:3], _nifti_geometry(source, path)
+    else:
+        reader = _itk_header(path)
+        size, dimension = reader.GetSize()[:3], reader.GetDimension()
+        direction = np.reshape(reader.GetDirection(), (dimension, dimension))[:3, :3]
+        steps, origin = direction * reader.GetSpacing()[:3], np.array(reader.GetOrigin()[:3])
+    grid = sitk.Image([int(side) for side in size], sitk.sitkUInt8)
+    set_geometry(grid, steps, origin, str(path))
+    return grid
+
+
+def _itk_header(path: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with quiet_itk():
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise DataError(f"{path}: damaged or not readable: {last_line(error)}") from error
+    return reader
 
 
 def _image(values: np.ndarray, steps: np.ndarray, origin: np.ndarray, path: Path) -> sitk.Image:
@@ -181,7 +295,7 @@ def write_mask(mask: sitk.Image, like: Path, out: Path) -> None:
     suffix = suffix_of(out)
     if suffix not in WRITABLE:
         raise DataError(f"{out}: masks are written as {', '.join(WRITABLE)}, not as {suffix or 'no suffix'}")
-    difference = grid_difference(mask, read_channels(like)[0])
+    difference = grid_difference(mask, read_grid(like))
     if difference:
         raise ShapeError(f"the mask is not on the grid of {like}: {difference}")
     mask = smallest_type(mask)
@@ -207,7 +321,7 @@ def smallest_type(mask: sitk.Image) -> sitk.Image:
 
 
 def _write_nifti_like(mask: sitk.Image, like: Path, out: Path) -> None:
-    source, _ = _load_nifti(like)
+    source = _open_nifti(like)
     values = sitk.GetArrayFromImage(mask).T
     header = source.header.copy()
     header.extensions.clear()  # may hold the patient's name

@@ -1,24 +1,27 @@
-"""From an image of any size to a prediction: one forward pass where it fits, else sliding windows."""
+"""From an image of any size to a prediction, a few slices at a time: one pass where it fits, else windows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from itertools import groupby
 
 import numpy as np
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from medi3d.axes import DEPTH, HEIGHT, WIDTH, Triple
 from medi3d.engine.precision import Precision
 
 AXES = {"depth": DEPTH, "height": HEIGHT, "width": WIDTH}
 
-Inferer = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+Network = Callable[[Tensor], Tensor]
+
+Inferer = Callable[[Tensor, Network], Tensor]
 """(image `(B, C, D, H, W)`, network) -> logits in float32."""
 
 
-def single_forward(image: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+def single_forward(image: Tensor, network: Network) -> Tensor:
     """The network on the image as it is: `(B, C, D, H, W)` -> logits in float32."""
     return network(image).float()
 
@@ -29,7 +32,8 @@ class SlidingWindow:
 
     A volume that fits into the window is seen at once. A larger one is covered by overlapping windows,
     whose logits are averaged with Gaussian weights, as in nnU-Net (Isensee et al. 2021,
-    doi:10.1038/s41592-020-01008-z).
+    doi:10.1038/s41592-020-01008-z); windows and weights are MONAI's. Where it is thinner than the
+    window along some axis, its border voxels go on, as in the patches of the training.
 
     Args:
         size: window in voxels, (D, H, W).
@@ -41,40 +45,118 @@ class SlidingWindow:
     overlap: float = 0.5
     windows_at_once: int = 2
 
-    def __call__(self, image: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+    def __call__(self, image: Tensor, network: Network) -> Tensor:
         """Image `(B, C, D, H, W)` -> logits `(B, classes, D, H, W)` in float32."""
-        if all(extent <= window for extent, window in zip(image.shape[2:], self.size, strict=True)):
-            return single_forward(image, network)
-        inferer = SlidingWindowInferer(self.size, self.windows_at_once, self.overlap, mode="gaussian")
-        logits = inferer(image, lambda windows: single_forward(windows, network))
-        return cast(Tensor, logits)  # MONAI's type allows for networks with several outputs
+        return torch.stack([torch.cat(list(self.slabs(one, network)), dim=1) for one in image])
+
+    def slabs(self, image: Tensor, network: Network) -> Iterator[Tensor]:
+        """Logits `(classes, s, H, W)` of one image `(C, D, H, W)`, from its first slices to its last.
+
+        Only as many slices as a window is deep are held for all classes.
+        """
+        shape = image.shape[1:]
+        if all(extent <= window for extent, window in zip(shape, self.size, strict=True)):
+            yield single_forward(image[None], network)[0]
+            return
+        missing = [max(window - extent, 0) for extent, window in zip(shape, self.size, strict=True)]
+        before = [lack // 2 for lack in missing]
+        if any(missing):
+            sides = [side for lack, low in zip(missing, before, strict=True) for side in (lack - low, low)]
+            image = pad(image[None], sides[::-1], mode="replicate")[0]
+        inside = tuple(slice(low, low + extent) for low, extent in zip(before, shape, strict=True))
+        for slab in self._bands(image, network):
+            yield slab[(slice(None), *inside)]
+
+    def _bands(self, image: Tensor, network: Network) -> Iterator[Tensor]:
+        """Slices are final, and given out, when no window to come reaches them."""
+        shape = image.shape[1:]
+        places = dense_patch_slices(shape, self.size, self._steps(shape))
+        rows = [(z.start, [(y, x) for _, y, x in row]) for z, row in groupby(places, lambda place: place[0])]
+        ends = [start for start, _ in rows[1:]] + [shape[0]]
+        sums = weights = importance = torch.empty(0)
+        for (start, row), end in zip(rows, ends, strict=True):
+            for first in range(0, len(row), self.windows_at_once):
+                part = row[first : first + self.windows_at_once]
+                depth = slice(start, start + self.size[0])
+                logits = single_forward(torch.stack([image[:, depth, y, x] for y, x in part]), network)
+                if not len(importance):
+                    importance = self._importance(logits.device)
+                    sums = logits.new_zeros(logits.shape[1], self.size[0], *shape[1:])
+                    weights = logits.new_zeros(sums.shape[1:])
+                for one, (y, x) in zip(logits, part, strict=True):
+                    sums[..., y, x] += one * importance
+                    weights[..., y, x] += importance
+            done = end - start
+            yield sums[:, :done] / weights[:done]
+            sums, weights = _moved_on(sums, done), _moved_on(weights, done)
+
+    def _importance(self, device: torch.device) -> Tensor:
+        return compute_importance_map(self.size, "gaussian", sigma_scale=0.125, device=device)
+
+    def _steps(self, shape: Sequence[int]) -> Triple:
+        depth, height, width = (
+            window if window == extent else max(1, int(window * (1 - self.overlap)))
+            for window, extent in zip(self.size, shape, strict=True)
+        )
+        return (depth, height, width)
 
 
-def mirrored(inferer: Inferer, axes: Sequence[str]) -> Inferer:
-    """`inferer` averaged over all mirrorings of the named axes, "depth", "height" or "width".
+def _moved_on(band: Tensor, slices: int) -> Tensor:
+    """The band (..., D, H, W) `slices` further on: what lies behind is dropped, zeros follow."""
+    kept = band.shape[-3] - slices
+    if kept <= 0:
+        return band.zero_()
+    band[..., :kept, :, :] = band[..., slices:, :, :].clone()
+    band[..., kept:, :, :] = 0
+    return band
 
-    Mirrored left and right labels change places unseen: name "width" only where no label has a side.
+
+def mirrored(network: Network, axes: Sequence[str]) -> Network:
+    """`network` with its logits averaged over all mirrorings of the axes "depth", "height" or "width".
+
+    As in nnU-Net, each window is mirrored. Mirrored left and right labels change places unseen: name
+    "width" only where no label has a side.
     """
     flips: list[list[int]] = [[]]
     for axis in axes:
         flips += [[*flip, AXES[axis]] for flip in flips]
 
-    def averaged(image: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
-        views = [inferer(image.flip(flip), network).softmax(dim=1).flip(flip) for flip in flips]
-        return torch.stack(views).mean(dim=0).clamp_min(1e-8).log()  # logits, up to a constant
+    def averaged(windows: Tensor) -> Tensor:
+        total = network(windows).float()
+        for flip in flips[1:]:
+            total = total + network(windows.flip(flip)).float().flip(flip)
+        return total / len(flips)
 
-    return averaged if len(flips) > 1 else inferer
+    return averaged if len(flips) > 1 else network
+
+
+def placed(network: nn.Module, precision: Precision) -> Network:
+    """`network` for images on the CPU: it evaluates in the given precision, and logits stay on its device."""
+    network.eval()
+
+    def run(windows: Tensor) -> Tensor:
+        with precision.autocast():
+            return network(precision.place(windows))
+
+    return run
 
 
 @torch.inference_mode()
 def predict(image: Tensor, network: nn.Module, inferer: Inferer, precision: Precision) -> Tensor:
     """Logits `(classes, ...)`, on the CPU, of one image `(C, D, H, W)`."""
-    network.eval()
-    with precision.autocast():
-        logits = inferer(precision.place(image[None]), network)
-    return logits[0].float().cpu()
+    return inferer(image[None], placed(network, precision))[0].float().cpu()
 
 
-def predict_labels(image: Tensor, network: nn.Module, inferer: Inferer, precision: Precision) -> np.ndarray:
+def slabs_of(image: Tensor, network: Network, inferer: Inferer) -> Iterator[Tensor]:
+    """Logits `(classes, s, H, W)` of one image `(C, D, H, W)`, slab after slab, on the network's device."""
+    if isinstance(inferer, SlidingWindow):
+        yield from inferer.slabs(image, network)
+    else:
+        yield inferer(image[None], network)[0]
+
+
+@torch.inference_mode()
+def predict_labels(image: Tensor, network: Network, inferer: Inferer) -> np.ndarray:
     """Label map `(D, H, W)` of uint8: for one volume `(C, D, H, W)`, the class with the highest logit."""
-    return predict(image, network, inferer, precision).argmax(dim=0).to(torch.uint8).numpy()
+    slabs = slabs_of(image, network, inferer)
+    return torch.cat([slab.argmax(dim=0).to(torch.uint8).cpu() for slab in slabs]).numpy()

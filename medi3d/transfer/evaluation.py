@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,8 @@ from medi3d.engine.metrics import Row, dice_scores, surface_scores, top_k
 from medi3d.engine.plots import plot_confusion, plot_overlay
 from medi3d.errors import ConfigError, DataError
 from medi3d.transfer.experiment import ClassificationExperiment, Experiment, SegmentationExperiment
-from medi3d.transfer.prediction import Predictor
+from medi3d.transfer.postprocessing import decide, keep_largest, write_largest
+from medi3d.transfer.predictor import Predictor
 from medi3d.transfer.report import write_report
 
 T = TypeVar("T")
@@ -33,6 +35,7 @@ def run_evaluation(experiment: Experiment, folder: Path, split: str = "validatio
     """Predict and judge the cases of a split with the best network of a run.
 
     Writes `cases.csv` (for another split `cases_SPLIT.csv`), pictures and `report.html` into the run folder.
+    The validation also decides of which labels only the largest component is kept from then on.
 
     Args:
         experiment: of the run, from its `config.yaml`.
@@ -40,7 +43,8 @@ def run_evaluation(experiment: Experiment, folder: Path, split: str = "validatio
         split: "training", "validation", or a name in the cohort's own list.
 
     Returns:
-        Segmentation: a row per case and label with dice, hd95 (mm), surface_dice, volumes in ml, seconds.
+        Segmentation: a row per case and label with dice, hd95 (mm), surface_dice, dice_largest (with the
+        largest component alone), volumes in ml, seconds.
         Classification: a row per clip with its label, the predicted one, its probability, top1 and top5.
 
     Raises:
@@ -49,7 +53,11 @@ def run_evaluation(experiment: Experiment, folder: Path, split: str = "validatio
     """
     predictor = Predictor.load(experiment, folder)
     if isinstance(experiment, SegmentationExperiment):
+        if split == "validation":  # it decides about post-processing, so it is judged without
+            predictor = replace(predictor, largest=())
         rows = _judge_volumes(predictor, experiment, split, folder / "plots")
+        if split == "validation":
+            write_largest(folder, decide(rows))
     elif isinstance(experiment, ClassificationExperiment):
         rows = _judge_clips(predictor, experiment, split, folder / "plots")
     else:
@@ -136,12 +144,16 @@ def judge_case(predictor: Predictor, experiment: SegmentationExperiment, case: C
     tolerance = experiment.prediction.tolerance
     numbers = dice_scores(guess, right, names)
     numbers |= surface_scores(guess, right, names, spacing, tolerance)
+    cleaned = guess.numpy().copy()
+    keep_largest(cleaned, range(1, len(names) + 1))
+    largest = dice_scores(torch.from_numpy(cleaned), right, names)
     millilitres = float(np.prod(spacing)) / 1000
     return [
         {
             "case": case.name,
             "label": name,
             **{metric: numbers[f"{metric}_{name}"] for metric in ("dice", "hd95", "surface_dice")},
+            "dice_largest": largest[f"dice_{name}"],
             "predicted_ml": float((guess == value).sum()) * millilitres,
             "reference_ml": float((right == value).sum()) * millilitres,
             "seconds": seconds,

@@ -1,121 +1,289 @@
-"""A trained network on new scans: masks on the scans' own grids."""
+"""Masks of many scans: read, computed and written at the same time; what is finished is not done again."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
-from torch import Tensor, nn
+import torch
 
-from medi3d.datasets.files import suffix_of, write_mask
-from medi3d.datasets.volumes import LoadedImage, VolumeSettings, load_image, restore_mask, to_file_values
-from medi3d.engine import distributed
-from medi3d.engine.inference import Inferer, mirrored, predict, predict_labels
+from medi3d import __version__
+from medi3d.axes import Triple
+from medi3d.datasets.dicom_seg import write_seg
+from medi3d.datasets.files import VolumeHeader, read_header, write_mask
+from medi3d.datasets.resampling import SLAB_BYTES
+from medi3d.datasets.volumes import LoadedImage, VolumeSettings, load_image, to_file_values
+from medi3d.engine.inference import SlidingWindow
 from medi3d.engine.log import log
-from medi3d.engine.precision import Precision
-from medi3d.engine.state import load_network
-from medi3d.errors import ConfigError, Medi3dError
-from medi3d.transfer.building import make_network, make_task
-from medi3d.transfer.experiment import Experiment, SegmentationExperiment
-
-MASK_SUFFIX = {".mhd": ".mha", ".nhdr": ".nrrd", "": ".nii.gz"}
-"""Suffix of a scan -> of its mask, where they differ; a DICOM folder has none."""
+from medi3d.engine.memory import Budget, forward_bytes, resident_bytes
+from medi3d.engine.metrics import Row
+from medi3d.errors import ConfigError, DataError, Medi3dError
+from medi3d.transfer.experiment import Experiment
+from medi3d.transfer.inputs import FORMATS, Scan, find_scans
+from medi3d.transfer.predictor import Predictor, Segmentation, check_ensemble, segment
+from medi3d.transfer.records import Records, key_of
 
 
 @dataclass(frozen=True)
-class Predictor:
-    """A trained network with all that it takes to predict a case."""
+class PredictionOptions:
+    """How masks are made and kept.
 
-    experiment: Experiment
-    network: nn.Module
-    inferer: Inferer
-    precision: Precision
+    Attributes:
+        format: of the masks, see `FORMATS`; "same": of the scan.
+        memory_gb: main memory that the program may take in all; None: no limit.
+        overwrite: predict finished scans again.
+    """
 
-    @classmethod
-    def load(cls, experiment: Experiment, folder: Path) -> "Predictor":
-        """The best network of the run in `folder`.
+    format: str = "same"
+    memory_gb: float | None = None
+    overwrite: bool = False
 
-        Raises:
-            WeightsError: the run has no complete checkpoint, or it is of another network.
-        """
-        task = make_task(experiment)
-        network = make_network(experiment, task, pretrained=False)
-        load_network(folder / "checkpoints" / "best.pt", network)
-        precision = Precision.choose(experiment.training.precision, distributed.local_device())
-        inferer = mirrored(task.inferer, experiment.prediction.mirror)
-        return cls(experiment, precision.place_network(network).eval(), inferer, precision)
-
-    def logits(self, image: Tensor) -> Tensor:
-        """Logits `(classes, ...)` of one image or clip `(C, D, H, W)`."""
-        return predict(image, self.network, self.inferer, self.precision)
-
-    def label_map(self, image: LoadedImage) -> np.ndarray:
-        """Predicted label map `(D, H, W)` on the network's grid, that of `image.canonical`."""
-        return predict_labels(image.image, self.network, self.inferer, self.precision)
-
-    def segment(self, image: LoadedImage) -> sitk.Image:
-        """The mask of a loaded scan, on the grid of its file."""
-        return restore_mask(self.label_map(image), image.canonical, image.original)
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ConfigError(f"format is {self.format!r}: {', '.join(FORMATS)}")
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise ConfigError(f"memory is {self.memory_gb}: a number of GB, above 0")
 
 
 def run_prediction(
-    experiment: Experiment, folder: Path, inputs: Sequence[Path], out: Path
+    experiment: Experiment,
+    folder: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    ensemble: Sequence[tuple[Experiment, Path]] = (),
+    options: PredictionOptions | None = None,
 ) -> tuple[list[Path], list[str]]:
     """Segment scans with the best network of a run. A scan that fails does not stop the others.
 
     Args:
         experiment: of the run, from its `config.yaml`.
         folder: the run folder.
-        inputs: NIfTI, NRRD or MetaImage files, or folders of one DICOM series each.
-        out: folder for the masks, each under the name of its scan; a DICOM series gives NIfTI.
+        inputs: NIfTI, NRRD or MetaImage files, folders of one DICOM series each, or folders of these.
+        out: folder for the masks, each under the name of its scan (a DICOM series gives NIfTI), and
+            `predictions.csv` with volume and confidence of each label.
+        ensemble: further runs, whose probabilities are averaged with those of the first.
+        options: format, memory, overwriting.
 
     Returns:
-        The masks that were written, and a line about each scan that failed.
+        The masks, written now or earlier, and a line about each scan that failed.
 
     Raises:
-        ConfigError: the run does not segment, or two inputs would write one mask.
-        WeightsError: the run has no usable checkpoint.
+        ConfigError: a run does not segment, the runs do not fit together, or two inputs would write one mask.
+        WeightsError: a run has no usable checkpoint.
     """
-    if not isinstance(experiment, SegmentationExperiment):
-        raise ConfigError(f"{folder}: is a run of task {experiment.task}; predict needs a segmentation")
-    return predict_files(Predictor.load(experiment, folder), experiment.data, inputs, out)
+    runs = [(experiment, folder), *ensemble]
+    predictors = [Predictor.load(*run) for run in runs]
+    settings = check_ensemble(predictors, [place for _, place in runs])
+    return predict_files(predictors, settings, inputs, out, options)
 
 
 def predict_files(
-    predictor: Predictor, settings: VolumeSettings, inputs: Sequence[Path], out: Path
+    predictors: Sequence[Predictor],
+    settings: Sequence[VolumeSettings],
+    inputs: Sequence[Path],
+    out: Path,
+    options: PredictionOptions | None = None,
 ) -> tuple[list[Path], list[str]]:
-    """Segment scans with a loaded network; arguments and answer as those of `run_prediction`."""
-    written, failed = [], []
-    for path, target in _targets(inputs, out).items():
+    """Segment scans with loaded networks, each with its settings; otherwise as `run_prediction`."""
+    options = options or PredictionOptions()
+    scans = find_scans(inputs, out, settings[0].channels, options.format)
+    return _Batch(predictors, settings, Records(out), options).run(scans)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A scan in memory, as each member of the ensemble takes it; no images: its mask is there already."""
+
+    scan: Scan
+    key: str
+    images: list[LoadedImage]
+    size: int = 0
+
+
+@dataclass
+class _Batch:
+    """Scans on their way from file to mask: while one is computed, the next is read, the last written."""
+
+    predictors: Sequence[Predictor]
+    settings: Sequence[VolumeSettings]
+    records: Records
+    options: PredictionOptions
+    windows: int = 0  # bytes of the forward passes
+    budget: Budget = field(default_factory=lambda: Budget(None))
+
+    def run(self, scans: Sequence[Scan]) -> tuple[list[Path], list[str]]:
+        self._measure()
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            waiting: list[tuple[Scan, Future[None]]] = []
+            failed: dict[Scan, str] = {}
+            for scan, reading in _ahead(reader, partial(self._read), scans):
+                try:
+                    read = reading.result()
+                    if not read.images:
+                        log.info(f"{scan.images[0]}: its mask is there already, {scan.target}")
+                        continue
+                    waiting.append((scan, self._compute(read, writer)))
+                except (Medi3dError, MemoryError, torch.OutOfMemoryError) as error:
+                    failed[scan] = _line(scan, error)
+                if len(waiting) > 1:  # at most one scan waits to be written
+                    waiting[-2][1].exception()
+            for scan, writing in waiting:
+                try:
+                    writing.result()
+                except (Medi3dError, MemoryError) as error:
+                    failed[scan] = _line(scan, error)
+        self.records.write_table()
+        done = [scan.target for scan in scans if scan not in failed]
+        return done, [failed[scan] for scan in scans if scan in failed]
+
+    def _measure(self) -> None:
+        """What is left for scans of the memory, once networks and windows have theirs."""
+        if self.options.memory_gb is None:
+            return
+        self.windows = max(
+            forward_bytes(one.run, torch.zeros(_batch_of(one, settings)))
+            for one, settings in zip(self.predictors, self.settings, strict=True)
+        )
+        limit = int(self.options.memory_gb * 1e9)
+        left = limit - resident_bytes() - self.windows
+        if left <= 0:
+            raise ConfigError(
+                f"--memory {self.options.memory_gb}: the program holds {resident_bytes() / 1e9:.2f} GB and "
+                f"its windows take about {self.windows / 1e9:.2f} GB more; allow more"
+            )
+        self.budget = Budget(left)
+
+    def _read(self, scan: Scan) -> _Read:
+        key = key_of(scan.images, [one.identity for one in self.predictors])
+        if not self.options.overwrite and self.records.holds(scan, key):
+            return _Read(scan, key, [])
+        size = self._estimate(scan)
+        self.budget.take(size, str(scan.images[0]))
         try:
-            image = load_image([path], settings)
-            write_mask(to_file_values(predictor.segment(image), settings), path, target)
-        except Medi3dError as error:
-            failed.append(str(error))
-            continue
-        written.append(target)
-        log.info(f"{path} -> {target}")
-    return written, failed
+            images: list[LoadedImage] = []
+            for number, settings in enumerate(self.settings):
+                same = [images[k] for k in range(number) if _loads_alike(self.settings[k], settings)]
+                images.append(same[0] if same else load_image(scan.images, settings))
+        except BaseException:
+            self.budget.give_back(size)
+            raise
+        return _Read(scan, key, images, size)
+
+    def _compute(self, read: _Read, writer: ThreadPoolExecutor) -> "Future[None]":
+        try:
+            segmentation = segment(self.predictors, read.images)
+        except BaseException:
+            self.budget.give_back(read.size)
+            raise
+        read.images.clear()
+        return writer.submit(self._write, read, segmentation)
+
+    def _write(self, read: _Read, segmentation: Segmentation) -> None:
+        scan, settings = read.scan, self.settings[0]
+        try:
+            mask = to_file_values(segmentation.mask, settings)
+            write_mask(mask, scan.images[0], scan.target)
+            if scan.seg is not None:
+                values = {name: settings.labels[name] for name in settings.label_names}
+                write_seg(mask, values, scan.images[0], scan.seg, version=__version__)
+            self.records.add(scan, read.key, _rows(scan, segmentation, settings))
+            log.info(f"{scan.images[0]} -> {scan.target}")
+        finally:
+            self.budget.give_back(read.size)
+
+    def _estimate(self, scan: Scan) -> int:
+        """Bytes that a scan takes beside the windows, from its header; 0 where nothing is limited."""
+        if self.options.memory_gb is None:
+            return 0
+        header = read_header(scan.images[0])
+        loaded = [
+            one
+            for k, one in enumerate(self.settings)
+            if not any(_loads_alike(one, earlier) for earlier in self.settings[:k])
+        ]
+        bands = [band_bytes(header, *pair) for pair in zip(self.settings, self.predictors, strict=True)]
+        return sum(reading_bytes(header, one) for one in loaded) + sum(bands)
 
 
-def _targets(inputs: Sequence[Path], out: Path) -> dict[Path, Path]:
-    """Scan -> mask. Where several scans have one name, that of their folder is put in front."""
-    names = [_mask_name(path) for path in inputs]
-    targets: dict[Path, Path] = {}
-    for path, name in zip(inputs, names, strict=True):
-        prefix = f"{path.resolve().parent.name}_" if names.count(name) > 1 else ""
-        target = out / f"{prefix}{name}"
-        if target in targets.values():
-            raise ConfigError(f"{path}: another input is written to {target} too; predict them apart")
-        if target.resolve() == path.resolve():
-            raise ConfigError(f"{path}: the mask would replace the scan; give another folder with --out")
-        targets[path] = target
-    return targets
+def reading_bytes(header: VolumeHeader, settings: VolumeSettings) -> int:
+    """Bytes that a scan takes at most while it is read, and its mask and confidence later.
+
+    Counted are the arrays that are alive at once: as stored, oriented and blurred as float32, resampled,
+    normalised.
+    """
+    native = float(np.prod(header.size, dtype=float))
+    ours = native * _voxel_ratio(header, settings)
+    return int(native * (3 * header.value_bytes + 12) + ours * 4 * (settings.channels + 4))
 
 
-def _mask_name(path: Path) -> str:
-    if path.is_dir():
-        return path.resolve().name + MASK_SUFFIX[""]
-    suffix = suffix_of(path)
-    return path.name[: len(path.name) - len(suffix)] + MASK_SUFFIX.get(suffix, suffix)
+def band_bytes(header: VolumeHeader, settings: VolumeSettings, predictor: Predictor) -> int:
+    """Bytes of the sums of windows for all classes, and of the slabs that are brought to the scan's grid."""
+    ours = float(np.prod(header.size, dtype=float)) * _voxel_ratio(header, settings)
+    held = 4.0  # the sums, what was given out, and what the way back holds of it
+    if isinstance(predictor.inferer, SlidingWindow):
+        held = min(held, held * predictor.inferer.size[0] / _depth(header, settings))
+    return int(ours * (len(settings.label_names) + 1) * 4 * held + 3 * SLAB_BYTES)
+
+
+def _voxel_ratio(header: VolumeHeader, settings: VolumeSettings) -> float:
+    """Voxels on the network's grid for each of the file's."""
+    if settings.spacing is None:
+        return 1.0
+    return float(np.prod(header.spacing) / np.prod(settings.spacing))
+
+
+def _depth(header: VolumeHeader, settings: VolumeSettings) -> float:
+    """Slices on the network's grid at the fewest: which axis is depth is not known from the header."""
+    sides = np.array(header.size, dtype=float)
+    if settings.spacing is not None:
+        sides *= np.array(header.spacing) / max(settings.spacing)
+    return max(1.0, float(sides.min()))
+
+
+def _batch_of(predictor: Predictor, settings: VolumeSettings) -> tuple[int, ...]:
+    """Shape of what the network sees at once."""
+    inferer = predictor.inferer
+    if isinstance(inferer, SlidingWindow):
+        return (inferer.windows_at_once, settings.channels, *inferer.size)
+    patch: Triple = (settings.patch[0], settings.patch[1], settings.patch[2])
+    return (1, settings.channels, *patch)
+
+
+def _loads_alike(one: VolumeSettings, other: VolumeSettings) -> bool:
+    keys = ("modality", "channels", "spacing", "normalisation")
+    return all(getattr(one, key) == getattr(other, key) for key in keys)
+
+
+def _ahead(reader: ThreadPoolExecutor, read: partial, scans: Sequence[Scan]) -> Iterator[tuple[Scan, Future]]:
+    """Scans and what is read of them, the next one begun before the last is asked for."""
+    pending: list[tuple[Scan, Future]] = []
+    for scan in scans:
+        pending.append((scan, reader.submit(read, scan)))
+        if len(pending) > 1:
+            yield pending.pop(0)
+    yield from pending
+
+
+def _rows(scan: Scan, segmentation: Segmentation, settings: VolumeSettings) -> list[Row]:
+    millilitres = float(np.prod(segmentation.mask.GetSpacing())) / 1000
+    return [
+        {
+            "case": scan.name,
+            "label": name,
+            "voxels": voxels,
+            "volume_ml": voxels * millilitres,
+            "confidence": confidence,
+        }
+        for name, voxels, confidence in zip(
+            settings.label_names, segmentation.voxels, segmentation.confidence, strict=True
+        )
+    ]
+
+
+def _line(scan: Scan, error: BaseException) -> str:
+    if isinstance(error, Medi3dError):
+        return str(error)
+    return str(DataError(f"{scan.images[0]}: does not fit into the memory ({str(error).splitlines()[:1]})"))

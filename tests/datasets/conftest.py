@@ -48,6 +48,7 @@ def write_series(tmp_path: Path) -> Writer:
             slice_.file_meta.MediaStorageSOPClassUID = slice_.SOPClassUID = CTImageStorage
             slice_.file_meta.MediaStorageSOPInstanceUID = slice_.SOPInstanceUID = generate_uid()
             slice_.SeriesInstanceUID, slice_.StudyInstanceUID, slice_.Modality = uid, "1.2.3", "CT"
+            slice_.FrameOfReferenceUID = "1.2.5"
             # The thickness lies on purpose: only positions may be believed.
             slice_.SliceThickness, slice_.InstanceNumber = 9.0, number + 1
             slice_.ImageOrientationPatient = [float(cosine) for cosine in orientation]

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from medi3d.engine.inference import SlidingWindow, mirrored, predict_labels, single_forward
+from medi3d.engine.inference import SlidingWindow, mirrored, predict, predict_labels, single_forward
 from medi3d.engine.precision import Precision
 from medi3d.engine.task import classification, segmentation
 from medi3d.errors import ConfigError
@@ -38,26 +39,48 @@ def test_windows_agree_with_one_pass(shape):
     torch.testing.assert_close(windows, pointwise(image), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(21, 9, 16), (8, 17, 12), (30, 8, 8)], ids=str)
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.75])
+def test_windows_are_averaged_as_by_monai(shape, overlap):
+    image, network = torch.randn(2, 1, *shape), nn.Conv3d(1, 3, 3, padding=1)
+    with torch.no_grad():
+        expected = SlidingWindowInferer((8, 8, 8), 2, overlap, mode="gaussian")(image, network)
+        torch.testing.assert_close(SlidingWindow((8, 8, 8), overlap, 3)(image, network), expected)
+
+
+def test_slabs_come_in_order_and_hold_no_more_slices_than_a_window():
+    image = torch.randn(1, 30, 9, 9)
+    slabs = list(SlidingWindow((8, 8, 8)).slabs(image, lambda x: x))
+    assert max(slab.shape[1] for slab in slabs) <= 8
+    torch.testing.assert_close(torch.cat(slabs, dim=1), image)
+
+
+def test_a_thin_volume_goes_on_with_its_border():
+    image, seen = torch.randn(1, 1, 3, 20, 8), []
+    SlidingWindow((8, 8, 8))(image, lambda x: seen.append(x) or x)
+    assert torch.equal(seen[0][0, 0, 0], image[0, 0, 0, :8])
+    assert torch.equal(seen[0][0, 0, -1], image[0, 0, -1, :8])
+
+
 @pytest.mark.parametrize("axes", [["width"], ["depth", "height", "width"]], ids=len)
 def test_mirroring_is_undone(axes):
     image = torch.randn(1, 1, 4, 5, 6)
-    plain, averaged = (i(image, Threshold()) for i in (single_forward, mirrored(single_forward, axes)))
-    torch.testing.assert_close(averaged.softmax(1), plain.softmax(1))
+    torch.testing.assert_close(mirrored(Threshold(), axes)(image), Threshold()(image))
 
 
 def test_mirroring_averages_what_differs():
     position = torch.linspace(-1, 1, 6).expand(1, 1, 4, 5, 6)
-    logits = mirrored(single_forward, ["width"])(
-        torch.zeros(1, 1, 4, 5, 6), lambda x: Threshold()(x + position)
-    )
+    logits = mirrored(lambda x: Threshold()(x + position), ["width"])(torch.zeros(1, 1, 4, 5, 6))
     torch.testing.assert_close(logits, logits.flip(4))
 
 
 def test_labels_are_those_of_the_highest_logit():
     image = torch.randn(1, 4, 5, 6)
-    labels = predict_labels(image, Threshold(), single_forward, FP32)
-    assert labels.dtype == "uint8"
-    assert (labels == (image[0] > 0).numpy()).all()
+    for inferer in (single_forward, SlidingWindow((3, 3, 3))):
+        labels = predict_labels(image, Threshold(), inferer)
+        assert labels.dtype == "uint8"
+        assert (labels == (image[0] > 0).numpy()).all()
+    assert predict(image, Threshold(), single_forward, FP32).shape == (2, 4, 5, 6)
 
 
 def test_bf16_lays_weights_and_images_out_channels_last():

@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy import ndimage
 from torch import nn
 
 from medi3d.datasets.volumes import VolumeSettings
-from medi3d.engine.inference import single_forward
+from medi3d.engine.files import read_table
+from medi3d.engine.inference import SlidingWindow, single_forward
+from medi3d.engine.memory import resident_bytes
 from medi3d.engine.precision import Precision
-from medi3d.errors import ConfigError
-from medi3d.transfer.prediction import Predictor, predict_files
+from medi3d.errors import ConfigError, DataError
+from medi3d.transfer.prediction import PredictionOptions, predict_files
+from medi3d.transfer.predictor import Predictor
 
 
 class Threshold(nn.Module):
@@ -23,8 +27,33 @@ class Threshold(nn.Module):
         return torch.cat([-x, x], dim=1)
 
 
-PREDICTOR = Predictor(None, Threshold(), single_forward, Precision(torch.device("cpu"), bf16=False))
+class Inverted(Threshold):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+class FirstChannel(Threshold):
+    def forward(self, x):
+        return super().forward(x[:, :1])
+
+
+class Counting(Threshold):
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x):
+        self.seen.append(x.shape)
+        return super().forward(x)
+
+
+FP32 = Precision(torch.device("cpu"), bf16=False)
+PREDICTOR = Predictor(None, Threshold(), single_forward, FP32)
 MR = VolumeSettings(root="", modality="MR", labels={"bright": 1})
+
+
+def predict(settings, inputs, out, predictor=PREDICTOR, **options):
+    return predict_files([predictor], [settings], inputs, out, PredictionOptions(**options))
 
 
 def bright(array):
@@ -47,7 +76,7 @@ def oblique(tmp_path):
 
 
 def test_a_mask_of_an_oblique_nifti_lies_on_its_grid(oblique, tmp_path):
-    (written,), failed = predict_files(PREDICTOR, MR, [oblique], tmp_path / "masks")
+    (written,), failed = predict(MR, [oblique], tmp_path / "masks")
     scan, mask = nib.load(oblique), nib.load(written)
     assert not failed
     assert mask.shape == scan.shape
@@ -57,7 +86,7 @@ def test_a_mask_of_an_oblique_nifti_lies_on_its_grid(oblique, tmp_path):
 
 def test_a_resampled_prediction_comes_back_to_the_grid(oblique, tmp_path):
     settings = dataclasses.replace(MR, spacing=[2.0, 1.5, 1.5])
-    (written,), failed = predict_files(PREDICTOR, settings, [oblique], tmp_path / "masks")
+    (written,), failed = predict(settings, [oblique], tmp_path / "masks")
     scan, mask = nib.load(oblique), nib.load(written)
     assert not failed
     assert mask.shape == scan.shape
@@ -67,7 +96,7 @@ def test_a_resampled_prediction_comes_back_to_the_grid(oblique, tmp_path):
 @pytest.mark.parametrize("study", ["Study3/11-T1post-18670", "Study3/11_HCropVolume"])
 def test_a_mask_of_a_dicom_series_lies_on_its_grid(shared, tmp_path, study):
     series = shared / "dicom" / "udacity_TestVolumes" / study
-    (written,), failed = predict_files(PREDICTOR, MR, [series], tmp_path)
+    (written,), failed = predict(MR, [series], tmp_path)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
     scan, mask = reader.Execute(), sitk.ReadImage(written)
@@ -81,9 +110,7 @@ def test_a_mask_of_a_dicom_series_lies_on_its_grid(shared, tmp_path, study):
 def test_a_scan_that_fails_does_not_stop_the_others(oblique, tmp_path):
     empty = tmp_path / "empty.nii.gz"
     empty.touch()
-    written, failed = predict_files(
-        PREDICTOR, MR, [empty, tmp_path / "none.mha", oblique], tmp_path / "masks"
-    )
+    written, failed = predict(MR, [empty, tmp_path / "none.mha", oblique], tmp_path / "masks")
     assert [path.name for path in written] == ["scan.nii.gz"]
     assert [line.count("\n") for line in failed] == [0, 0]
     assert "empty" in failed[0]
@@ -94,10 +121,122 @@ def test_scans_of_one_name_are_kept_apart(oblique, tmp_path):
     twin = tmp_path / "other" / "scan.nii.gz"
     twin.parent.mkdir()
     twin.write_bytes(oblique.read_bytes())
-    written, _ = predict_files(PREDICTOR, MR, [oblique, twin], tmp_path / "masks")
+    written, _ = predict(MR, [oblique, twin], tmp_path / "masks")
     assert [path.name for path in written] == [f"{tmp_path.name}_scan.nii.gz", "other_scan.nii.gz"]
 
 
 def test_a_scan_is_not_replaced_by_its_mask(oblique):
     with pytest.raises(ConfigError, match="would replace the scan"):
-        predict_files(PREDICTOR, MR, [oblique], oblique.parent)
+        predict(MR, [oblique], oblique.parent)
+
+
+def test_a_sliding_window_gives_the_same_mask(oblique, tmp_path):
+    windows = dataclasses.replace(PREDICTOR, inferer=SlidingWindow((8, 8, 8)))
+    ((whole,), _), ((parts,), _) = (
+        predict(MR, [oblique], tmp_path / name, one)
+        for name, one in (("whole", PREDICTOR), ("parts", windows))
+    )
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_an_ensemble_averages_probabilities(oblique, tmp_path):
+    against = dataclasses.replace(PREDICTOR, network=Inverted())
+    (plain,), _ = predict(MR, [oblique], tmp_path / "plain")
+    for others, expected in (([PREDICTOR, against], True), ([against, against], False)):
+        members = [PREDICTOR, *others]
+        out = tmp_path / str(expected)
+        (mask,), _ = predict_files(members, [MR] * 3, [oblique], out)
+        same = np.array_equal(nib.load(mask).dataobj, nib.load(plain).dataobj)
+        assert same == expected
+
+
+def test_members_of_an_ensemble_see_the_scan_on_their_own_grids(oblique, tmp_path):
+    coarse = dataclasses.replace(MR, spacing=[2.0, 2.0, 2.0])
+    (written,), failed = predict_files([PREDICTOR] * 2, [MR, coarse], [oblique], tmp_path / "masks")
+    assert not failed
+    assert nib.load(written).shape == nib.load(oblique).shape
+
+
+def test_volume_and_confidence_are_told(oblique, tmp_path):
+    (written,), _ = predict(MR, [oblique], tmp_path / "masks")
+    (row,) = read_table(tmp_path / "masks" / "predictions.csv")
+    voxels = int(np.asarray(nib.load(written).dataobj).sum())
+    assert (row["case"], row["label"], row["voxels"]) == ("scan", "bright", voxels)
+    assert row["volume_ml"] == pytest.approx(voxels * 6.5 * 0.7 * 0.7 / 1000, rel=1e-4)
+    assert 0.5 < row["confidence"] < 1
+
+
+def test_only_the_largest_component_is_kept_where_validation_said_so(oblique, tmp_path):
+    keeping = dataclasses.replace(PREDICTOR, largest=[1])
+    (written,), _ = predict(MR, [oblique], tmp_path / "masks", keeping)
+    _, parts = ndimage.label(np.asarray(nib.load(written).dataobj), np.ones((3, 3, 3)))
+    assert parts == 1
+
+
+def test_finished_masks_are_kept_until_scan_mask_or_network_change(oblique, tmp_path):
+    out, seen = tmp_path / "masks", []
+    network = Counting(seen)
+
+    def again(identity="a", **options):
+        seen.clear()
+        predict(
+            MR, [oblique], out, dataclasses.replace(PREDICTOR, network=network, identity=identity), **options
+        )
+        return bool(seen)
+
+    assert again()
+    assert not again()
+    assert again(overwrite=True)
+    assert again("b")
+    assert not again("b")
+    (out / "scan.nii.gz").write_bytes(b"changed")
+    assert again("b")
+    oblique.write_bytes(oblique.read_bytes())
+    assert not again("b")
+    image = nib.load(oblique)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), oblique)
+    assert again("b")
+
+
+@pytest.mark.parametrize("memory", [0.1, 1000.0])
+def test_a_scan_that_needs_more_memory_is_refused_before_it_is_read(memory, oblique, tmp_path):
+    options = {"memory_gb": resident_bytes() / 1e9 + memory}
+    written, failed = predict(MR, [oblique], tmp_path / "masks", **options)
+    assert (len(written), len(failed)) == ((0, 1) if memory < 1 else (1, 0))
+    assert all("needs about" in line for line in failed)
+
+
+def test_files_named_by_channel_are_one_case(oblique, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in ("one_0000", "one_0001", "two_0000", "two_0001"):
+        (folder / f"{name}.nii.gz").write_bytes(oblique.read_bytes())
+    both = dataclasses.replace(MR, channels=2)
+    first = dataclasses.replace(PREDICTOR, network=FirstChannel())
+    written, failed = predict(both, [folder], tmp_path / "masks", first)
+    assert not failed
+    assert [path.name for path in written] == ["one.nii.gz", "two.nii.gz"]
+
+
+def test_a_folder_with_slices_and_volumes_is_refused(oblique, tmp_path):
+    (tmp_path / "slice.dcm").touch()
+    with pytest.raises(DataError, match="lies beside DICOM slices"):
+        predict(MR, [tmp_path], tmp_path / "masks")
+
+
+@pytest.mark.parametrize(("suffix", "format"), [(".nrrd", "nrrd"), (".mha", "mha"), (".nii", "nii")])
+def test_the_format_can_be_chosen(suffix, format, oblique, tmp_path):
+    (written,), _ = predict(MR, [oblique], tmp_path / "masks", format=format)
+    assert written.name == f"scan{suffix}"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom", "ignore::UserWarning:highdicom")
+def test_a_dicom_seg_lies_beside_the_mask_of_a_series(shared, oblique, tmp_path):
+    hd = pytest.importorskip("highdicom")
+    series = shared / "dicom" / "udacity_TestVolumes" / "Study1" / "13_HCropVolume"
+    written, failed = predict(MR, [series, oblique], tmp_path / "masks", format="seg")
+    assert not failed
+    seg = hd.seg.segread(tmp_path / "masks" / "13_HCropVolume.seg.dcm")
+    volume = seg.get_volume(combine_segments=True, rescale_fractional=False)
+    assert volume.array.sum() == sitk.GetArrayFromImage(sitk.ReadImage(written[0])).sum()
+    assert sorted(path.name for path in (tmp_path / "masks").glob("*.dcm")) == ["13_HCropVolume.seg.dcm"]

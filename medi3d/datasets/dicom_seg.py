@@ -1,0 +1,112 @@
+"""A mask as DICOM Segmentation object (DICOM PS3.3 A.51) that refers to the slices of its series."""
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from medi3d.datasets.dicom import read_slices, series_grid
+from medi3d.datasets.geometry import grid_difference
+from medi3d.errors import DataError, ShapeError
+
+
+def write_seg(mask: sitk.Image, labels: Mapping[str, int], series: Path, out: Path, *, version: str) -> None:
+    """Write a mask beside its series; viewers lay it over the slices that it names.
+
+    The object's identifiers follow from series, labels and mask: equal masks keep equal identifiers.
+
+    Args:
+        mask: Integers on the grid of the series.
+        labels: Name -> value in the mask; each becomes a segment, numbered in this order.
+        series: The folder of the DICOM series.
+        out: The file to write.
+        version: Of the program, for the record.
+
+    Raises:
+        ShapeError: The mask is not on the grid of the series.
+        DataError: The series cannot be read or lacks what DICOM requires, or highdicom is missing.
+    """
+    try:
+        import highdicom as hd
+        from pydicom import dcmread
+        from pydicom.errors import InvalidDicomError
+        from pydicom.sr.codedict import codes
+        from pydicom.uid import generate_uid
+    except ImportError as error:
+        raise DataError(f"{out}: DICOM SEG needs highdicom; install medi3d[dicom]") from error
+    slices = read_slices(series)
+    difference = grid_difference(mask, series_grid(series))
+    if difference:
+        raise ShapeError(f"the mask is not on the grid of {series}: {difference}")
+    array = _numbered(sitk.GetArrayViewFromImage(mask), labels)
+    try:
+        sources = [dcmread(one.path, stop_before_pixels=True) for one in slices]
+    except (OSError, InvalidDicomError) as error:
+        raise DataError(f"{series}: cannot be read again: {error}") from error
+    for source in sources:
+        _complete(source)
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name="medi3d", version=version, family=codes.DCM.ArtificialIntelligence
+    )
+    segments = [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name[:64],
+            segmented_property_category=codes.SCT.AnatomicalStructure,
+            segmented_property_type=codes.SCT.AnatomicalStructure,
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+        )
+        for number, name in enumerate(labels, start=1)
+    ]
+    content = hashlib.sha256(array.tobytes()).hexdigest()
+    seed = [sources[0].SeriesInstanceUID, repr(dict(labels)), content]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on values of the source's own that bend the standard
+        try:
+            seg = hd.seg.Segmentation(
+                source_images=sources,
+                pixel_array=array,
+                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=segments,
+                series_instance_uid=generate_uid(entropy_srcs=[*seed, "series"]),
+                series_number=1000,
+                sop_instance_uid=generate_uid(entropy_srcs=[*seed, "object"]),
+                instance_number=1,
+                manufacturer="medi3d",
+                manufacturer_model_name="medi3d",
+                software_versions=version,
+                device_serial_number="0",
+                series_description="medi3d segmentation",
+                omit_empty_frames=bool(array.any()),
+            )
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise DataError(f"{series}: DICOM SEG cannot refer to this series: {error}") from error
+        aside = out.with_name(f".tmp-{out.name}")
+        try:
+            seg.save_as(aside)
+            aside.replace(out)
+        except OSError as error:
+            raise DataError(f"{out}: cannot be written: {error}") from error
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _numbered(mask: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:
+    """The mask's values as numbers of the segments, 1, 2, ..."""
+    array = np.zeros(mask.shape, np.uint8)
+    for number, value in enumerate(labels.values(), start=1):
+        array[mask == value] = number
+    return array
+
+
+def _complete(source: Any) -> None:
+    """Give a slice the attributes of patient and study that DICOM requires, empty where they are missing."""
+    required = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID")
+    for name in (*required, "StudyDate", "StudyTime", "ReferringPhysicianName"):
+        if name not in source:
+            setattr(source, name, "")
