@@ -231,19 +231,32 @@ def evaluate(
 def predict(
     run: RunFolder,
     inputs: Annotated[
-        list[Path], typer.Argument(help="NIfTI, NRRD or MHA files, or folders of a DICOM series.")
+        list[Path],
+        typer.Argument(help="NIfTI, NRRD or MHA files, folders of a DICOM series, or folders of these."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the masks.")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks and predictions.csv.")],
+    ensemble: Annotated[
+        list[Path] | None, typer.Option(help="A further run to average with; may be given several times.")
+    ] = None,
+    format: Annotated[
+        str, typer.Option(help="same (as the scan), nii, nii.gz, nrrd, mha, or seg: DICOM SEG too.")
+    ] = "same",
+    memory: Annotated[float | None, typer.Option(help="GB of main memory to keep below.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict finished scans again.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Segment scans with the best network of a run; each mask lies on the grid of its scan.
 
+    A run that was stopped goes on: masks that this network made of these very files are kept.
+
     Example: medi3d predict runs/hippocampus_i3d scan.nii.gz dicom_folder --out masks
     """
     from medi3d.config import load_run
-    from medi3d.transfer.prediction import run_prediction
+    from medi3d.transfer.prediction import PredictionOptions, run_prediction
 
-    written, failed = run_prediction(load_run(run), run, inputs, out)
+    others = [(load_run(other), other) for other in ensemble or ()]
+    options = PredictionOptions(format=format, memory_gb=memory, overwrite=overwrite)
+    written, failed = run_prediction(load_run(run), run, inputs, out, ensemble=others, options=options)
     for path in written:
         typer.echo(path)
     write_json(json_file, {"written": written, "failed": failed})
