@@ -2,7 +2,7 @@
 
 create_encoder     source + weights + plan  ->  x (B, C, D, H, W) -> list of feature maps
 create_segmenter   encoder + U-Net decoder  ->  logits (B, classes, D, H, W), any size
-create_classifier  encoder + linear head    ->  logits (B, classes)
+create_classifier  encoder + linear head    ->  logits (B, classes), or a video network by name
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from medi3d.errors import ConfigError, ShapeError, SourceError
+from medi3d.models.classifier import Classifier
 from medi3d.models.encoders import create_encoder
 from medi3d.models.segmenter import Segmenter
+from medi3d.models.video import VIDEO, create_video
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,14 @@ class NetworkSettings:
     """Which network, from which weights (config section `network`)."""
 
     source: str = "inception_v1"
-    """timm:NAME, torchvision:NAME, medicalnet:NAME, inception_v1, unet (the lean baseline), ..."""
+    """timm:NAME, torchvision:NAME, medicalnet:NAME, inception_v1, unet (the lean baseline), ...; to classify
+    clips also i3d, two_stream_i3d, slowfast_r50, ... (docs/video.md)"""
     weights: str | None = None
     """a row of `medi3d weights list`, timm, file:PATH; null: from scratch"""
-    plan: str = "isotropic"
-    """kernel plan: isotropic, video, planar or a YAML file"""
-    profile: str = "mean"
-    """how 2D kernels are spread over depth: mean, centre, factorised, repeat, acs"""
+    plan: str | None = None
+    """kernel plan: isotropic, video, planar or a YAML file; null: isotropic, or a video network's own"""
+    profile: str | None = None
+    """how 2D kernels are spread over depth: mean, centre, factorised, repeat, acs; null: mean, or its own"""
     in_channels: int = 1
     """channels of the volumes or clips"""
     contract: bool = True
@@ -54,6 +57,17 @@ class NetworkSettings:
         if self.levels is not None and self.levels < 1:
             raise ConfigError(f"network.levels is {self.levels}: it must be 1 or more, or null for all")
 
+    def encoder_options(self) -> dict[str, Any]:
+        """Options of `create_encoder`, weights apart; what is null is left to its defaults."""
+        options = {
+            "plan": self.plan,
+            "profile": self.profile,
+            "in_channels": self.in_channels,
+            "levels": self.levels,
+            "contract": self.contract,
+        }
+        return {key: value for key, value in options.items() if value is not None}
+
 
 def build_network(
     settings: NetworkSettings, task: str, num_classes: int, *, read_weights: bool = True
@@ -65,20 +79,17 @@ def build_network(
 
     Raises:
         ConfigError: another task.
+        SourceError: a video network is given a plan, a profile or levels; it has its own.
     """
     if task not in ("segmentation", "classification"):
         raise ConfigError(f"task is {task!r}: use segmentation or classification")
+    options = {**settings.encoder_options(), "weights": settings.weights, "read_weights": read_weights}
+    if task == "classification" and settings.source in VIDEO:
+        return create_classifier(
+            settings.source, num_classes=num_classes, dropout=settings.dropout, **options
+        )
     rest_seed = int(torch.randint(2**62, ()))
-    encoder = create_encoder(
-        settings.source,
-        weights=settings.weights,
-        plan=settings.plan,
-        in_channels=settings.in_channels,
-        profile=settings.profile,
-        levels=settings.levels,
-        contract=settings.contract,
-        read_weights=read_weights,
-    )
+    encoder = create_encoder(settings.source, **options)
     torch.manual_seed(rest_seed)  # decoder and head start the same, whatever filled the encoder
     if task == "classification":
         return create_classifier(encoder, num_classes=num_classes, dropout=settings.dropout)
@@ -89,20 +100,6 @@ def build_network(
         norm=settings.norm,
         deep_supervision=settings.deep_supervision,
     )
-
-
-class Classifier(nn.Module):
-    """Encoder, mean over depth, height and width of its last map, dropout, linear layer."""
-
-    def __init__(self, encoder: nn.Module, num_classes: int, *, dropout: float = 0.5) -> None:
-        super().__init__()
-        declared: Any = encoder
-        self.encoder = encoder
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(declared.out_channels[-1], num_classes))
-
-    def forward(self, clip: Tensor) -> Tensor:
-        """`(B, C, T, H, W)` -> logits `(B, num_classes)`."""
-        return self.head(self.encoder(clip)[-1].mean(dim=(2, 3, 4)))
 
 
 def create_segmenter(
@@ -137,9 +134,12 @@ def create_classifier(
 ) -> nn.Module:
     """A classification network for clips or volumes: `(B, C, T, H, W)` -> `(B, num_classes)`.
 
-    Arguments as for `create_segmenter`.
+    Arguments as for `create_segmenter`; a name of `medi3d.models.video` (docs/video.md) gives that network,
+    with its own layers, kernel plan and head (`create_video`).
     """
     _check_classes(num_classes)
+    if isinstance(encoder_or_source, str) and encoder_or_source in VIDEO:
+        return create_video(encoder_or_source, num_classes=num_classes, dropout=dropout, **encoder_options)
     return Classifier(_encoder(encoder_or_source, encoder_options), num_classes, dropout=dropout)
 
 

@@ -1,0 +1,115 @@
+"""Video networks by name: the table of their builders, and what these share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medi3d.errors import ShapeError, SourceError
+from medi3d.models.encoders import create_encoder
+from medi3d.models.video.published import PUBLISHED
+
+RGB, FLOW = slice(0, 3), slice(3, 5)
+"""Channels of a clip that holds both: red, green, blue, then horizontal and vertical optical flow."""
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """What the builder of a video network is told."""
+
+    num_classes: int
+    in_channels: int
+    dropout: float = 0.5
+    weights: str | None = None
+    contract: bool = True
+    read_weights: bool = True
+    proof: bool = False
+
+    def encoder(self, source: str | nn.Module, plan: Any, **more: Any) -> nn.Module:
+        """An encoder of the network (`create_encoder`); `more` comes before the options."""
+        own = {
+            "weights": self.weights,
+            "in_channels": self.in_channels,
+            "contract": self.contract,
+            "read_weights": self.read_weights,
+            "proof": self.proof,
+        }
+        return create_encoder(source, plan=plan, **{**own, **more})
+
+    def stream_weights(self) -> tuple[str | None, str | None]:
+        """Weights of the RGB and of the flow stream, from "RGB+FLOW"; "none" leaves a stream at random.
+
+        Raises:
+            SourceError: weights are named, but not for both.
+        """
+        if self.weights is None:
+            return None, None
+        names = [None if name == "none" else name for name in self.weights.split("+")]
+        if len(names) != 2:
+            raise SourceError(
+                f"weights {self.weights!r}: a network of two streams takes RGB+FLOW, such as "
+                "kinetics400/i3d-rgb+none"
+            )
+        return names[0], names[1]
+
+
+VIDEO: dict[str, Callable[[VideoOptions], nn.Module]] = {}
+"""Name -> builder; each has its facts in `PUBLISHED`."""
+
+
+def register_video(name: str) -> Callable:
+    """Decorator: a function `VideoOptions -> nn.Module` that builds the network `name` of `PUBLISHED`."""
+
+    def register(build: Callable[[VideoOptions], nn.Module]) -> Callable[[VideoOptions], nn.Module]:
+        VIDEO[name] = build
+        return build
+
+    return register
+
+
+def create_video(name: str, *, num_classes: int, in_channels: int | None = None, **options: Any) -> nn.Module:
+    """The video network of that name: clips `(B, C, T, H, W)` -> logits `(B, num_classes)`.
+
+    In training some return more, which the task's loss takes: `(B, num_classes, steps)` where every step
+    is judged, a list where streams are trained apart.
+
+    Args:
+        name: a key of `VIDEO`.
+        num_classes: classes.
+        in_channels: channels of the clips; None: as published (5 where RGB and flow are both seen).
+        options: `dropout`, `weights`, `contract`, `read_weights` and `proof`, see `create_encoder`.
+
+    Raises:
+        SourceError: an option that it does not have: its kernel plan is its own.
+    """
+    published = PUBLISHED[name]
+    unknown = sorted(set(options) - set(VideoOptions.__dataclass_fields__))
+    if unknown:
+        raise SourceError(f"{name} has no option {unknown[0]}: its layers and its kernel plan are its own")
+    if options.get("weights") is not None and not published.pretrained:
+        raise SourceError(f"{name} is trained from scratch: no weights fit it, not {options['weights']!r}")
+    channels = published.channels if in_channels is None else in_channels
+    if published.channels == FLOW.stop and channels != published.channels:
+        raise SourceError(
+            f"{name} takes {published.channels} channels, RGB and flow, not {channels}; "
+            f"give in_channels={published.channels} and clips that hold both"
+        )
+    return VIDEO[name](VideoOptions(num_classes, channels, **options))
+
+
+def over_windows(classify: Callable[[Tensor], Tensor], clip: Tensor, frames: int) -> Tensor:
+    """Mean logits over as few windows of `frames` frames as cover a clip, evenly spread.
+
+    Raises:
+        ShapeError: the clip is shorter than one window.
+    """
+    length = clip.shape[2]
+    if length < frames:
+        raise ShapeError(
+            f"this network sees {frames} frames at once, the clip has {length}: set data.frames to {frames}"
+        )
+    count = -(-length // frames)
+    starts = [round(i * (length - frames) / max(1, count - 1)) for i in range(count)]
+    return torch.stack([classify(clip[:, :, start : start + frames]) for start in starts]).mean(dim=0)
