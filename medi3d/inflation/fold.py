@@ -56,6 +56,10 @@ class Fold:
         grouped = volume.unflatten(2, (-1, self.tubelet))  # (B, C, D/r, r, H, W)
         return grouped.transpose(1, 2).flatten(0, 1).flatten(1, 2)
 
+    def ungroup(self, grouped: Tensor) -> Tensor:
+        """Tubelets back into slices: `(B·D/r, C·r, H, W)` -> `(B·D, C, H, W)`."""
+        return grouped.unflatten(1, (-1, self.tubelet)).transpose(1, 2).flatten(0, 1)
+
     def unfold(self, output: Any) -> Any:
         """Bring depth back into every tensor of a network's output, to dimension 2.
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from medi3d.axes import Triple
 from medi3d.errors import InexactError, PlanError, ShapeError
-from medi3d.inflation.families import Pacing, has_functional_pools, pacing_of
+from medi3d.inflation.families import HELD, HOISTED, Pacing, has_functional_pools, named, pacing_of
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.kernels import EXACTNESS, PROFILES, Exactness
 from medi3d.inflation.plan import DepthLayer, KernelPlan, LayerGeometry
 from medi3d.inflation.reach import Level, measure_levels
-from medi3d.inflation.rules import FunctionalPools, Rule, TubeletRule, find_rule
+from medi3d.inflation.rules import FunctionalPools, Rule, SteppingRule, TubeletRule, find_rule, hoist
 from medi3d.inflation.tracing import Trace, trace
 from medi3d.inflation.verify import TOLERANCE, ExactnessReport, verify
 
@@ -207,7 +207,7 @@ def build(
         raise ShapeError(f"a network needs at least 1 input channel, not {in_channels}")
     seen = trace(net2d)
     plan.check_patterns(list(seen.layers))
-    fold, pacing = Fold(), pacing_of(net2d)
+    fold, pacing = Fold(), _Pacing(net2d, seen)
     network = copy.deepcopy(net2d)
     uses = _uses(network)
     for path, geometry in seen.layers.items():
@@ -215,9 +215,9 @@ def build(
         first = path in seen.stems
         rule_type = find_rule(layer)
         assert rule_type is not None
-        if pacing == "entry" and first:
+        if path in pacing.tubelets:
             rule_type = TubeletRule
-        depth = _paced(plan.layer(geometry), geometry, "natural" if rule_type is TubeletRule else pacing)
+        depth = _paced(plan.layer(geometry), geometry, pacing.of(path))
         try:
             rule_type = rule_type.under(layer, depth)
             if rule_type is None:
@@ -233,7 +233,41 @@ def build(
             uses.setdefault(child, []).extend(places)
         network = rule if layer is network else network
         rule.settle(network, path)
+    for path in pacing.hoisted:
+        hoist(network.get_submodule(path), fold, in_channels or seen.channels, seen.size)
     return Inflated(network, fold, seen, in_channels or seen.channels, plan, profile), seen
+
+
+class _Pacing:
+    """Which layers of a network step along depth, and which do so at its entry; see `families`."""
+
+    def __init__(self, network: nn.Module, seen: Trace) -> None:
+        modules = dict(network.named_modules())
+        self.family = pacing_of(network)
+        self.hoisted: set[str] = set()
+        self.tubelets: set[str] = set()
+        self.held = [p for p, m in modules.items() if named(m, HELD) or find_rule(m) is SteppingRule]
+        if self.family != "entry":
+            return
+        for path in seen.stems:
+            around = [p for p, m in modules.items() if _within(path, p) and named(m, HOISTED)]
+            if around:
+                self.hoisted.add(around[0])
+            elif TubeletRule.fits(modules[path]):
+                self.tubelets.add(path)
+            else:
+                self.hoisted.add(path)
+
+    def of(self, path: str) -> Pacing:
+        """Whether the layer at `path` steps: natural, or none."""
+        if any(path != block and _within(path, block) for block in self.held):
+            return "none"
+        at_entry = any(_within(path, stem) for stem in self.hoisted | self.tubelets)
+        return "natural" if self.family == "natural" or at_entry else "none"
+
+
+def _within(path: str, block: str) -> bool:
+    return path == block or path.startswith(f"{block}.") or not block
 
 
 def _paced(layer: DepthLayer, geometry: LayerGeometry, pacing: Pacing) -> DepthLayer:

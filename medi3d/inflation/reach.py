@@ -3,11 +3,13 @@
 One slice runs through the network as a tensor that carries its *reach*: how many voxels of the
 input one position sees (the receptive field), and how many lie between neighbouring positions (the
 stride). Layers with a rule widen it by `(kernel − 1) · dilation · stride`; every other operation
-passes on the widest of its inputs. Statistics over the whole slice (squeeze-excitation, global
-context, attention) see everything and are not counted.
+passes on the widest field of its inputs, and the smallest stride. Statistics over the whole slice
+(squeeze-excitation, global context, attention) see everything and are not counted.
 """
 
+import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from medi3d.axes import Triple
+from medi3d.errors import InexactError
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.rules import Rule
 
@@ -49,9 +52,10 @@ class _Reach:
         return _Reach(tuple(field), tuple(step))  # type: ignore[arg-type]
 
     def join(self, other: "_Reach") -> "_Reach":
+        """Of two that meet in one operation: a coarser one (keys, a gate) serves the places of the finer."""
         return _Reach(
             tuple(map(max, self.field, other.field)),  # type: ignore[arg-type]
-            tuple(map(max, self.step, other.step)),  # type: ignore[arg-type]
+            tuple(map(min, self.step, other.step)),  # type: ignore[arg-type]
         )
 
 
@@ -65,9 +69,8 @@ class _Carrier(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = super().__torch_function__(func, types, args, kwargs)
-        reach = _Reach()
-        for value in tree_flatten((args, kwargs))[0]:
-            reach = reach.join(getattr(value, "reach", reach))
+        met = [value.reach for value in tree_flatten((args, kwargs))[0] if hasattr(value, "reach")]
+        reach = reduce(_Reach.join, met) if met else _Reach()
 
         def carry(value: Any) -> Any:
             if isinstance(value, _Carrier):
@@ -85,13 +88,17 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
         inflated: has `network`, `run_folded`, `in_channels`, and rules for its layers with depth.
         fold: of the network.
         size: height and width of an image that it takes, in pixels.
+
+    Raises:
+        InexactError: it cannot run, for branches that should meet have different depths.
     """
     declared: Any = inflated
     network: nn.Module = declared.network
     rules = [m for m in network.modules() if isinstance(m, Rule) and m.kind not in ("statistics", "other")]
     parameter = next(network.parameters())
-    # One slice is enough, unless slices are multiplied again on the way.
-    slices = size if any(rule.kind == "upsample" for rule in rules) else 1
+    # One slice is enough, unless slices are multiplied again on the way, or layers do not pad them.
+    many = any(rule.kind == "upsample" or rule.depth.padding == "valid" for rule in rules)
+    slices = size if many else 1
     shape = (1, declared.in_channels, slices, size, size)
     volume = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
     carrier = fold.fold(volume).as_subclass(_Carrier)
@@ -101,6 +108,12 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
     hooks = [rule.register_forward_hook(_widen) for rule in rules]
     try:
         outputs = tree_flatten(declared.run_folded(carrier))[0]
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InexactError(
+            f"the inflated network cannot run on {slices} slices: {reason}; do its branches step alike along "
+            "depth, and are there slices enough for layers without padding?"
+        ) from error
     finally:
         network.train(training)
         for hook in hooks:
@@ -117,11 +130,13 @@ def _stride(output: _Carrier, size: int) -> Triple:
     depth, *in_plane = output.reach.step
     for axis, extent in enumerate(output.shape[2:4]):
         if extent >= 4 and size / extent > 1.75 * in_plane[axis]:
-            in_plane[axis] = round(size / extent)
+            doubled = in_plane[axis] * 2 ** round(math.log2(size / extent / in_plane[axis]))
+            in_plane[axis] = doubled if -(-size // doubled) == extent else round(size / extent)
     return (depth, in_plane[0], in_plane[1])
 
 
 def _widen(rule: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     assert isinstance(rule, Rule)
-    output.reach = inputs[0].reach.through(rule)
+    if hasattr(inputs[0], "reach"):  # positions are computed without the image
+        tree_flatten(output)[0][0].reach = inputs[0].reach.through(rule)
     return output

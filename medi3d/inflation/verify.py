@@ -4,7 +4,8 @@ Both networks run in float64 on different images repeated along depth; every lev
 every depth position, borders included. Nothing may hide: parameters that start at zero or one
 (norms, layer scales, gates of residual branches) get random values, the same in both networks, and
 batch-norm statistics are calibrated to them; the volume is deep enough that the deepest level still
-has two positions. One more volume, with a single slice changed, tells whether slices mix.
+has two positions. One more volume, which is one image up to its middle and the other from there on,
+tells whether slices mix.
 """
 
 import copy
@@ -210,14 +211,15 @@ def _images(flat: nn.Module, deep: nn.Module, size: int, generator: torch.Genera
 
 
 def _volumes(images: Tensor, depth: int) -> Tensor:
-    """Both images repeated along depth, and the first once more with one slice changed: `(3, C, D, H, W)`."""
+    """Both images repeated along depth, and a volume that goes from one to the other: `(3, C, D, H, W)`."""
     volumes = images[[0, 1, 0]].unsqueeze(2).repeat(1, 1, depth, 1, 1)
-    volumes[2, :, _changed_slice(depth)] = images[1]
+    volumes[2, :, _edge(depth) :] = images[1].unsqueeze(1)
     return volumes
 
 
-def _changed_slice(depth: int) -> int:
-    return (depth // 2) | 1 if depth > 2 else depth - 1  # odd: a stride of 2 steps over even slices only
+def _edge(depth: int) -> int:
+    """The first slice of the second image in the changing volume."""
+    return depth // 2
 
 
 def _proof_depth(deep: nn.Module, images: Tensor) -> int:
@@ -243,13 +245,14 @@ def _compare(answer: Tensor, output: Tensor, padded: Tensor, size: int, depth: i
 
 
 def _mixes(output: Tensor, depth: int) -> bool:
-    """Whether the changed slice is felt by positions whose own slices do not hold it."""
+    """Whether positions on one side of the edge, whose own slices all lie there, feel the other side."""
     positions = output.shape[2]
-    difference = (output[2] - output[0]).abs().transpose(0, 1).flatten(1).amax(dim=1)  # (D',)
-    changed = difference > 1e-12 * output[0].abs().amax()
-    if positions > 1 or depth == 1:
-        changed[min(_changed_slice(depth) * positions // depth, positions - 1)] = False
-    return bool(changed.any())
+    ends = [(p * depth / positions, (p + 1) * depth / positions) for p in range(positions)]
+    before = [p for p, (_, end) in enumerate(ends) if end <= _edge(depth)]
+    after = [p for p, (start, _) in enumerate(ends) if start >= _edge(depth)]
+    apart = 1e-12 * output[:2].abs().amax()
+    felt = [(output[2, :, side] - output[own, :, side]).abs() for own, side in ((0, before), (1, after))]
+    return any(bool((difference > apart).any()) for difference in felt)
 
 
 @contextmanager

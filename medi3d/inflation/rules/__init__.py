@@ -22,8 +22,9 @@ from medi3d.inflation.rules.pooling import (
     UpsampleRule,
 )
 from medi3d.inflation.rules.statistics import OneSliceRule, SpaceNormRule, SqueezeRule, StatisticsRule
+from medi3d.inflation.rules.stepping import SteppingRule
 from medi3d.inflation.rules.stochastic import DropPathRule
-from medi3d.inflation.rules.tubelet import TubeletRule
+from medi3d.inflation.rules.tubelet import TubeletRule, hoist
 from medi3d.inflation.rules.windows import WindowRule
 
 __all__ = [
@@ -44,9 +45,11 @@ __all__ = [
     "SqueezeRule",
     "StatisticsRule",
     "StdConvRule",
+    "SteppingRule",
     "TubeletRule",
     "UpsampleRule",
     "WindowRule",
     "find_rule",
+    "hoist",
     "register_rule",
 ]

@@ -72,7 +72,7 @@ class MergingRule(AdoptedRule):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the layer, with `ceil(D / stride)` slices."""
-        return _mean_of_slices(super().forward(*args, **kwargs), self)  # type: ignore[misc]
+        return mean_of_slices(super().forward(*args, **kwargs), self)  # type: ignore[misc]
 
 
 @register_attention_rule("joint")
@@ -152,7 +152,7 @@ class _NeighbouringKeys(TorchFunctionMode):
         return torch.cat(parts, dim=-2).flatten(0, 2)
 
 
-def _mean_of_slices(x: Tensor, rule: Rule) -> Tensor:
+def mean_of_slices(x: Tensor, rule: Rule) -> Tensor:
     """`(B·D·q, ...)` -> `(B·D'·q, ...)`: the mean of each `stride` slices, the last repeated to fill."""
     stride = rule.depth.stride
     if stride == 1:

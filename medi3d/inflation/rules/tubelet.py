@@ -1,11 +1,16 @@
-"""The rule for patchify stems whose networks must not meet a depth stride later."""
+"""Stems of networks that must not meet a depth stride later: all of it is taken at the entry."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from medi3d.errors import SourceError
+from medi3d.errors import PlanError
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.plan import DepthLayer
+from medi3d.inflation.rules.base import adopt
 from medi3d.inflation.rules.convolution import ConvRule
 
 
@@ -21,10 +26,14 @@ class TubeletRule(ConvRule):
     def __init__(
         self, layer: nn.Conv2d, depth: DepthLayer, fold: Fold, profile: str, channels: int | None = None
     ) -> None:
-        if self.geometry_of(layer)[0] != self.geometry_of(layer)[1] or layer.groups != 1:
-            raise SourceError("the depth stride can be moved to the entry only where patches do not overlap")
         super().__init__(layer, depth, fold, profile, channels)
         fold.tubelet = depth.stride
+
+    @classmethod
+    def fits(cls, layer: nn.Module) -> bool:
+        """Patches that do not overlap, and see all channels."""
+        kernel, stride, _ = cls.geometry_of(layer)
+        return kernel == stride and bool(layer.groups == 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B·D/r, C·r, H, W)` -> `(B·D/r, O, H', W')`."""
@@ -37,3 +46,46 @@ class TubeletRule(ConvRule):
             return out
         tubelets = out.unflatten(0, (-1, self.depth.stride)).transpose(1, 2)  # (B·D/r, O, r, H', W')
         return self.along_depth(tubelets, self.depth).squeeze(2)
+
+
+class HoistedStem(nn.Module):
+    """A stem of any layers that takes its slices as channels: tubelets where patches overlap.
+
+    As for `TubeletRule`, the network around it sees the batch B·D/r from the first line on. The stem
+    lays the r slices of a tubelet side by side again and runs its 3D layers as they are, whose steps
+    along depth leave B·D/r: exact because regrouping is undone to the last bit.
+    """
+
+    fold: Fold
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """`(B·D/r, C·r, H, W)` -> what the stem gives for `(B·D, C, H, W)`, with B·D/r rows."""
+        return super().forward(self.fold.ungroup(x), *args, **kwargs)
+
+
+@torch.no_grad()
+def hoist(stem: nn.Module, fold: Fold, channels: int, size: int) -> None:
+    """Move the steps of an inflated stem to the network's entry, in place.
+
+    Args:
+        channels: of the volume.
+        size: height and width of an image that the stem takes.
+
+    Raises:
+        PlanError: the steps of the stem do not leave one row for each so many slices.
+    """
+    parameter = next(stem.parameters())
+    slices = 2 * _LARGEST
+    training = stem.training
+    volume = parameter.new_zeros(slices, channels, size, size)
+    rows = tree_leaves(stem.eval()(volume))[0].shape[0]
+    stem.train(training)
+    if slices % rows:
+        raise PlanError(f"the stem leaves {rows} of {slices} slices: its steps must be powers of two")
+    fold.tubelet = slices // rows
+    stem.fold = fold  # type: ignore[assignment]
+    adopt(stem, HoistedStem)
+
+
+_LARGEST = 16
+"""The largest step along depth that a stem is expected to take, in slices."""

@@ -1,0 +1,48 @@
+"""The rule for blocks that shrink their output while they hold on to the batch size that they began with."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import nn
+
+from medi3d import torchvision_shim
+from medi3d.axes import to_pair
+from medi3d.inflation.rules.adopted import AdoptedRule, mean_of_slices
+from medi3d.inflation.rules.base import Geometry, Kind, register_rule
+
+torchvision_shim.install()  # before timm, which imports torchvision
+from timm.layers.halo_attn import HaloAttn  # noqa: E402
+from timm.models import hieradet_sam2, mvitv2  # noqa: E402
+from timm.models.efficientformer_v2 import Attention2dDownsample  # noqa: E402
+
+_STEP: dict[type[nn.Module], Callable[[Any], Any]] = {
+    Attention2dDownsample: lambda block: 2,
+    HaloAttn: lambda block: block.block_stride * (1 if isinstance(block.pool, nn.Identity) else 2),
+    hieradet_sam2.MultiScaleBlock: lambda block: block.q_stride or 1,
+    mvitv2.MultiScaleBlock: lambda block: getattr(block.shortcut_pool_attn, "stride", 1),
+}
+
+
+@register_rule(*_STEP)
+class SteppingRule(AdoptedRule):
+    """A block whose layers keep all slices, and which takes their mean over its step at its end.
+
+    Queries at fewer places than keys, or a batch size read at the start, leave no room for a step
+    inside. Exact because the block is then the 2D block on each slice, and the mean of equal slices
+    is the slice.
+    """
+
+    kind: ClassVar[Kind] = "resample"
+
+    @classmethod
+    def geometry_of(cls, layer: nn.Module) -> Geometry:
+        """The step of the whole block in-plane."""
+        step = next(to_pair(_STEP[base](layer)) for base in type(layer).__mro__ if base in _STEP)
+        return step, step, (1, 1)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the block, with `ceil(D / stride)` slices; some give their in-plane size beside the tokens."""
+        out = super().forward(*args, **kwargs)  # type: ignore[misc]
+        if isinstance(out, tuple):
+            return mean_of_slices(out[0], self), *out[1:]
+        return mean_of_slices(out, self)
