@@ -295,6 +295,40 @@ def export(
 
 
 @app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="A YAML file, see configs/compare/.")],
+    overrides: Overrides = None,
+    executor: Annotated[str, typer.Option(help="Who computes the runs: local, or ray.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Runs at a time, local; as many as the cores allow.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on; finished runs are kept.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder of the comparison's folder.")] = Path("runs"),
+    json_file: JsonFile = None,
+) -> None:
+    """Does pretraining help? All arms, seeds and numbers of labels of a config, judged pair by pair.
+
+    Example: medi3d compare configs/compare/hippocampus_small.yaml
+    """
+    from medi3d.config import load_comparison
+    from medi3d.console import print_effects
+    from medi3d.transfer.compare import run_comparison
+    from medi3d.transfer.executor import make_executor
+
+    comparison, resolve = load_comparison(config, overrides or [])
+    folder = runs / comparison.name
+    computed = make_executor(executor, workers, comparison.gpus)
+    results = run_comparison(comparison, resolve, folder, computed, resume=resume)
+    print_effects(results)
+    typer.echo(f"{folder / 'report.html'}")
+    write_json(json_file, {"answer": results.answer, "effects": [f.row() for f in results.findings]})
+    for cell, why in results.failed.items():
+        typer.echo(f"medi3d: run {cell} failed: {why}", err=True)
+    if results.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(json_file: JsonFile = None) -> None:
     """Tell what works on this machine: versions, devices, operators, memory, disk, weights.
 

@@ -1,7 +1,7 @@
 """YAML to `Experiment` and back. Unknown keys and wrong types are refused with the path of the key."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medi3d.errors import ConfigError
+from medi3d.transfer.comparison import Comparison
 from medi3d.transfer.experiment import TASKS, Experiment
+from medi3d.transfer.grid import Resolve
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
@@ -46,6 +48,34 @@ def load_run(folder: Path | str) -> Experiment:
     return load_config(path)
 
 
+def load_comparison(path: Path | str, overrides: Sequence[str] = ()) -> tuple[Comparison, Resolve]:
+    """The comparison that a YAML file describes, and what makes its experiments from parts of a config.
+
+    Raises:
+        ConfigError: as `load_config`, for the file and for the base that it names.
+    """
+    path = Path(path)
+    given = _read(path)
+    _check_overrides(overrides)
+    try:
+        given.merge_with_dotlist(list(overrides))
+        comparison: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Comparison), given))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    inline = isinstance(comparison.base, dict)
+    base = OmegaConf.create(comparison.base) if inline else _read(path.parent / str(comparison.base))
+
+    def resolve(changes: Sequence[Mapping[str, Any]]) -> Experiment:
+        try:
+            return _to_experiment(OmegaConf.merge(base, *changes))
+        except OmegaConfBaseException as error:
+            raise ConfigError(_explain(error)) from error
+
+    return comparison, resolve
+
+
 def _read(path: Path) -> DictConfig:
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
@@ -64,7 +94,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{override!r} is no override: write key=value, such as training.steps=200")
 
 
-def _to_experiment(given: DictConfig) -> Experiment:
+def _to_experiment(given: Any) -> Experiment:
     task = given.get("task")
     if task not in TASKS:
         raise ConfigError(f"task is {task!r}: one of {', '.join(TASKS)}")

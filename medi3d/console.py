@@ -118,6 +118,28 @@ def print_weights(rows: Iterable[Any]) -> None:
     console.print(table)
 
 
+def print_effects(results: Any) -> None:
+    """The answer, and a line for each finding, in Dice points."""
+    table = Table(title="Against the reference, Dice points", title_justify="left")
+    for column in ("group", "arm", "strategy", "labels", "budget", "Dice", "difference", "95 %", "verdict"):
+        table.add_column(column)
+    for finding in results.findings:
+        point, effect = finding.point, finding.effect
+        table.add_row(
+            point.group,
+            point.arm,
+            point.strategy,
+            str(point.labels or "all"),
+            point.budget,
+            f"{100 * finding.arm_dice:.1f}",
+            f"{100 * effect.mean:+.1f}",
+            f"{100 * effect.low:+.1f} to {100 * effect.high:+.1f}",
+            effect.verdict,
+        )
+    console.print(table)
+    console.print(results.answer, soft_wrap=True, highlight=False)
+
+
 def print_facts(title: str, facts: dict[str, Any]) -> None:
     """Keys and values, one a line."""
     table = Table(title=title, title_justify="left", show_header=False)

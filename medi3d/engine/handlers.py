@@ -187,7 +187,8 @@ class TrainingProgress:
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), words, TimeRemainingColumn())
         self._bar = Progress(*columns, console=console)
         steps, done = trainer.state.epoch_length, self.position(trainer.state.iteration)
-        self._task = self._bar.add_task(self._words(), total=steps, completed=done, loss=float("nan"))
+        self._task = self._bar.add_task(self._words(), total=steps, loss=float("nan"))
+        self._bar.update(self._task, completed=done)
         self._bar.start()
 
     def _step(self, trainer: Workflow) -> None:

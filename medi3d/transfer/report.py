@@ -1,14 +1,12 @@
 """A run on one page that needs no other file: `report.html`."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader
-
-from medi3d.engine.files import read_table, written_aside
+from medi3d.engine.files import read_table
 from medi3d.engine.metrics import Row
 from medi3d.transfer.experiment import Experiment
+from medi3d.transfer.page import write_page
 
 CONVENTIONS = {
     "segmentation": "Dice, HD95 (mm) and surface Dice by label, on the grid of the scans. A label that "
@@ -29,20 +27,14 @@ def write_report(experiment: Experiment, folder: Path, tables: Mapping[str, Sequ
     """
     metrics = read_table(folder / "metrics.csv")
     plots = sorted((folder / "plots").glob("*.png"))
-    page = (
-        Environment(loader=PackageLoader("medi3d.transfer", ""), autoescape=True)
-        .get_template("report.html")
-        .render(
-            experiment=experiment,
-            last=metrics[-1] if metrics else None,
-            tables={**tables, "Training": metrics},
-            pictures={path.stem: base64.b64encode(path.read_bytes()).decode() for path in plots},
-            conventions=CONVENTIONS[experiment.task],
-            config=(folder / "config.yaml").read_text(),
-            environment=(folder / "environment.json").read_text(),
-        )
+    return write_page(
+        folder / "report.html",
+        "report.html",
+        experiment=experiment,
+        last=metrics[-1] if metrics else None,
+        tables={**tables, "Training": metrics},
+        pictures=plots,
+        conventions=CONVENTIONS[experiment.task],
+        config=(folder / "config.yaml").read_text(),
+        environment=(folder / "environment.json").read_text(),
     )
-    path = folder / "report.html"
-    with written_aside(path) as aside:
-        aside.write_text(page)
-    return path

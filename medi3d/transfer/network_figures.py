@@ -1,0 +1,179 @@
+"""The figures of a comparison that need its networks: cases, filters, and how far training moved them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from medi3d.datasets.cohort import Case, load_case
+from medi3d.datasets.volumes import load_image
+from medi3d.engine.plots import PREDICTION, REFERENCE
+from medi3d.transfer.building import make_network, make_task
+from medi3d.transfer.figures import save
+from medi3d.transfer.grid import Cell, Point
+from medi3d.transfer.prediction import Predictor
+from medi3d.transfer.results import Finding, Results
+
+FILTERS = 12
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One run's network, as it began and as it was kept."""
+
+    point: Point
+    cell: Cell
+    before: nn.Module
+    after: Predictor
+
+    @classmethod
+    def load(cls, results: Results, point: Point) -> "Trained":
+        """Build both; the pretrained weights are read again."""
+        cell = results.cells[point]
+        before = make_network(cell.experiment, make_task(cell.experiment)).eval()
+        folder = results.grid.folder / "cells" / cell.id
+        return cls(point, cell, before, Predictor.load(cell.experiment, folder))
+
+    @property
+    def name(self) -> str:
+        """Arm and strategy."""
+        return f"{self.point.arm}, {self.point.strategy}"
+
+
+def load_pair(results: Results, finding: Finding) -> tuple[Trained, Trained]:
+    """Reference and arm of a finding, of the first seed and fold that both have."""
+    seeds = results.complete_seeds(finding.point)
+    seed = next(seed for seed in seeds if seed in results.complete_seeds(finding.reference))
+    points = (replace(point, seed=seed, fold=0) for point in (finding.reference, finding.point))
+    reference, arm = (Trained.load(results, point) for point in points)
+    return reference, arm
+
+
+def plot_cases(results: Results, pair: tuple[Trained, Trained], path: Path) -> Path:
+    """Best, median and worst case of the arm: scan, and the outlines of reference arm and arm."""
+    dice = [results.done[trained.point].dice() for trained in pair]
+    ordered = sorted(dice[1], key=dice[1].__getitem__)
+    shown = {"best": ordered[-1], "median": ordered[len(ordered) // 2], "worst": ordered[0]}
+    cases = {case.name: case for case in pair[1].cell.parts.evaluation}
+    figure = Figure(figsize=(8.5, 10.5), layout="constrained")
+    for line, (word, name) in zip(figure.subplots(3, 2), shown.items(), strict=True):
+        for axes, trained, scores in zip(line, pair, dice, strict=True):
+            _draw_case(axes, trained, cases[name])
+            axes.set_title(f"{word}: {name}\n{trained.name}: Dice {scores[name]:.3f}", size=10)
+    return save(figure, path)
+
+
+def _draw_case(axes: Axes, trained: Trained, case: Case) -> None:
+    """The axial slice with most of the label: reference green, prediction red."""
+    settings = trained.cell.experiment.data
+    sample, predictor = load_case(case, settings), trained.after
+    pred = predictor.label_map(load_image(case.images, settings))
+    label, spacing = sample["label"][0].numpy(), sample["spacing"]
+    number = int((label > 0).sum(axis=(1, 2)).argmax())
+    axes.imshow(sample["image"][0, number].numpy(), cmap="gray", aspect=spacing[1] / spacing[2])
+    for mask, colour in ((label[number], REFERENCE), (pred[number], PREDICTION)):
+        for value in np.unique(mask[mask > 0]):
+            axes.contour(mask == value, levels=[0.5], colors=colour, linewidths=1.4)
+    axes.set(xticks=[], yticks=[])
+
+
+def plot_filters(pair: tuple[Trained, Trained], path: Path) -> Path:
+    """The middle slice of the strongest filters of the first layer, before and after training."""
+    rows = [
+        (f"{trained.name}, {when}", _first_kernel(network))
+        for trained in pair
+        for when, network in (("before", trained.before), ("after", trained.after.network))
+    ]
+    figure = Figure(figsize=(10, 0.95 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), FILTERS, squeeze=False)
+    for number, (line, (words, kernel)) in enumerate(zip(grid, rows, strict=True)):
+        if number % 2 == 0:  # a filter keeps its place from before to after
+            strongest = kernel.flatten(1).norm(dim=1).argsort(descending=True)[:FILTERS]
+        for axes, index in zip(line, strongest, strict=False):
+            plane = kernel[index].mean(dim=0)[kernel.shape[2] // 2]
+            axes.imshow(plane.numpy(), cmap="gray", interpolation="nearest")
+        for axes in line:
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(words.replace(", ", "\n"), rotation=0, ha="right", va="center", size=9)
+    return save(figure, path)
+
+
+def _first_kernel(network: Any) -> Tensor:
+    """Weights `(out, in, D, H, W)` of the encoder's first layer that has a kernel."""
+    weights = (p for p in network.encoder.parameters() if p.dim() in (4, 5) and max(p.shape[2:]) > 1)
+    kernel = next(weights).detach().float().cpu()
+    return kernel if kernel.dim() == 5 else kernel[:, :, None]
+
+
+def plot_drift(pair: tuple[Trained, Trained], path: Path) -> Path:
+    """How far training moved the features of each encoder level, and the statistics of each batch norm."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    levels, norms = figure.subplots(1, 2)
+    for number, trained in enumerate(pair):
+        look = {"color": f"C{number}", "marker": "o", "label": trained.name}
+        drift = feature_drift(trained)
+        levels.plot(range(1, len(drift) + 1), drift, **look)
+        shifts = norm_shifts(trained)
+        if shifts:
+            norms.plot(range(1, len(shifts) + 1), shifts, **look | {"marker": "."})
+    levels.set(
+        xlabel="encoder level", ylabel="‖after − before‖ / ‖before‖", title="activations", ylim=(0, None)
+    )
+    levels.set_xticks(range(1, len(drift) + 1))
+    norms.set(xlabel="batch norm, from the input on", ylabel="rms shift, deviations", title="running means")
+    for axes in (levels, norms):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+        else:
+            axes.text(0.5, 0.5, "no batch norm", ha="center", transform=axes.transAxes)
+    return save(figure, path)
+
+
+@torch.no_grad()
+def feature_drift(trained: Trained) -> list[float]:
+    """||after - before|| / ||before|| of each encoder level's map, on the first evaluation case."""
+    settings = trained.cell.experiment.data
+    image = load_image(trained.cell.parts.evaluation[0].images, settings).image
+    patch = _centre(image, settings.patch)[None]
+    before: Any = trained.before
+    after: Any = trained.after.network
+    precision = trained.after.precision
+    ours = after.encoder(precision.place(patch))
+    return [
+        float((new.float().cpu() - old).norm() / old.norm().clamp(min=1e-12))
+        for old, new in zip(before.encoder(patch), ours, strict=True)
+    ]
+
+
+def norm_shifts(trained: Trained) -> list[float]:
+    """Root mean square, over the channels of each batch norm, of how many deviations its mean moved."""
+    before: Any = trained.before
+    after: Any = trained.after.network
+    shifts = []
+    for old, new in zip(_batch_norms(before.encoder), _batch_norms(after.encoder), strict=True):
+        assert old.running_mean is not None
+        assert new.running_mean is not None
+        assert old.running_var is not None
+        moved = (new.running_mean.cpu() - old.running_mean) / (old.running_var + old.eps).sqrt()
+        shifts.append(float(moved.square().mean().sqrt()))
+    return shifts
+
+
+def _batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    return [
+        layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats
+    ]
+
+
+def _centre(image: Tensor, size: list[int]) -> Tensor:
+    """The middle of `(C, D, H, W)`, of that size or less."""
+    cut = [slice(max(0, (have - want) // 2), None) for have, want in zip(image.shape[1:], size, strict=True)]
+    depth, height, width = cut
+    return image[:, depth, height, width][:, : size[0], : size[1], : size[2]]

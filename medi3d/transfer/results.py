@@ -1,0 +1,193 @@
+"""What came out of a comparison: tables of runs, of cases and of effects."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medi3d.engine.files import write_table
+from medi3d.transfer.cell import Result
+from medi3d.transfer.grid import Cell, Grid, Point, Rates
+from medi3d.transfer.statistics import Effect, budget_to_reach, holm, paired_effect
+from medi3d.transfer.wording import answer
+
+CURVE_UNITS = {"steps": "step", "cpu_seconds": "training_cpu_seconds"}
+"""Name in `effects.csv` -> column of `metrics.csv`, for the speed of convergence."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One arm against the reference of its group, at one strategy, number of labels and budget.
+
+    Attributes:
+        point: where in the grid; its seed and fold are those of the first run, and mean nothing.
+        reference: the same for the reference.
+        effect: Dice, arm minus reference.
+        arm_dice: mean over seeds and cases.
+        reference_dice: the same of the reference.
+        seed_spread: deviation of the reference's mean Dice between seeds; NaN with one seed.
+        p_holm: the Wilcoxon p-value, corrected for all findings of the comparison.
+        speed: unit -> budget at which the arm first reached the reference's final Dice on the tuning cases,
+            as a share of what the reference took for all its training; median over runs, infinity: never.
+    """
+
+    point: Point
+    reference: Point
+    effect: Effect
+    arm_dice: float
+    reference_dice: float
+    seed_spread: float
+    p_holm: float
+    speed: Mapping[str, float]
+
+    def row(self) -> dict[str, Any]:
+        """A row of `effects.csv`."""
+        point = self.point
+        return {
+            "group": point.group,
+            "arm": point.arm,
+            "strategy": point.strategy,
+            "labels": point.labels or "all",
+            "budget": point.budget,
+            "reference": self.reference.arm,
+            "dice": self.arm_dice,
+            "reference_dice": self.reference_dice,
+            "effect": self.effect.mean,
+            "low": self.effect.low,
+            "high": self.effect.high,
+            "verdict": self.effect.verdict,
+            "p_wilcoxon": self.effect.p_value,
+            "p_holm": self.p_holm,
+            "seeds": self.effect.seeds,
+            "cases": self.effect.cases,
+            "seed_spread": self.seed_spread,
+            "effect_by_seed_spread": self.effect.mean / self.seed_spread if self.seed_spread else math.nan,
+            "detectable": self.effect.detectable,
+            **{f"{unit}_to_reference": share for unit, share in self.speed.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Results:
+    """A computed grid.
+
+    Attributes:
+        grid: what was asked.
+        cells: point -> its run.
+        done: point -> what its run came to; failed ones are missing.
+        rates: the learning rates that a search chose; empty where they are shared.
+        failed: id of a run -> why.
+    """
+
+    grid: Grid
+    cells: dict[Point, Cell]
+    done: dict[Point, Result]
+    rates: Rates
+    failed: dict[str, str]
+
+    def run_rows(self) -> list[dict[str, Any]]:
+        """`results.csv`: a row for each point of the grid that is done."""
+        return [{**_place(p), **result.facts, "run": self.cells[p].id} for p, result in self.done.items()]
+
+    def case_rows(self) -> list[dict[str, Any]]:
+        """`cases.csv`: a row for each case and label of each point."""
+        return [{**_place(point), **row} for point, result in self.done.items() for row in result.cases]
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """All arms but the references, in the order of the config, with corrected p-values."""
+        found = [self._finding(series) for series in self._series()]
+        kept = [finding for finding in found if finding is not None]
+        corrected = holm([finding.effect.p_value for finding in kept])
+        return [replace(f, p_holm=p) for f, p in zip(kept, corrected, strict=True)]
+
+    @property
+    def answer(self) -> str:
+        """The whole comparison in a sentence."""
+        return answer(self.findings)
+
+    def complete_seeds(self, point: Point) -> list[int]:
+        """Seeds for which `point` is done in all folds."""
+        comparison = self.grid.comparison
+        return [
+            seed
+            for seed in comparison.seeds
+            if all(replace(point, seed=seed, fold=fold) in self.done for fold in range(comparison.folds))
+        ]
+
+    def dice_table(self, point: Point, seeds: list[int]) -> tuple[np.ndarray, list[str]]:
+        """Mean Dice over the labels, `(seeds, cases)`, and the names of the cases, of all folds."""
+        tables = []
+        for seed in seeds:
+            table: dict[str, float] = {}
+            for fold in range(self.grid.comparison.folds):
+                table |= self.done[replace(point, seed=seed, fold=fold)].dice()
+            tables.append(table)
+        names = sorted(tables[0])
+        return np.array([[table[name] for name in names] for table in tables]), names
+
+    def _series(self) -> Iterator[Point]:
+        """A point for each (group, arm, strategy, labels, budget) that is no reference."""
+        seen = {replace(point, seed=0, fold=0): None for point in self.cells}
+        for point in sorted(seen, key=lambda point: self._order(point)):
+            if self.grid.reference_of(point) != point:
+                yield point
+
+    def _order(self, point: Point) -> tuple[int, ...]:
+        comparison = self.grid.comparison
+        group = comparison.groups[point.group]
+        return (
+            list(comparison.groups).index(point.group),
+            list(comparison.budgets).index(point.budget),
+            list(group.arms).index(point.arm),
+            ["original", "fixed", "full"].index(point.strategy),
+            point.labels or 10**9,
+        )
+
+    def _finding(self, point: Point) -> Finding | None:
+        reference = self.grid.reference_of(point)
+        seeds = [s for s in self.complete_seeds(point) if s in self.complete_seeds(reference)]
+        if not seeds:
+            return None
+        (arm, _), (other, _) = self.dice_table(point, seeds), self.dice_table(reference, seeds)
+        return Finding(
+            point=point,
+            reference=reference,
+            effect=paired_effect(arm - other),
+            arm_dice=float(arm.mean()),
+            reference_dice=float(other.mean()),
+            seed_spread=float(other.mean(axis=1).std(ddof=1)) if len(seeds) > 1 else math.nan,
+            p_holm=math.nan,
+            speed={
+                unit: self._speed(point, reference, seeds, column) for unit, column in CURVE_UNITS.items()
+            },
+        )
+
+    def _speed(self, point: Point, reference: Point, seeds: list[int], column: str) -> float:
+        shares = []
+        for seed in seeds:
+            for fold in range(self.grid.comparison.folds):
+                goal = self.done[replace(reference, seed=seed, fold=fold)].curve[-1]
+                curve = self.done[replace(point, seed=seed, fold=fold)].curve
+                shares.append(budget_to_reach(curve, goal["dice"], column) / goal[column])
+        return float(np.median(shares))
+
+
+def write_results(results: Results, folder: Path) -> None:
+    """Write `results.csv`, `cases.csv` and `effects.csv`; an empty table is left out."""
+    tables = {
+        "results.csv": results.run_rows(),
+        "cases.csv": results.case_rows(),
+        "effects.csv": [finding.row() for finding in results.findings],
+    }
+    for name, rows in tables.items():
+        if rows:
+            write_table(folder / name, rows)
+
+
+def _place(point: Point) -> dict[str, Any]:
+    return asdict(point) | {"labels": point.labels or "all"}

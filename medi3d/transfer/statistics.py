@@ -1,0 +1,145 @@
+"""How much better an arm is than its reference, and how sure one can be: in pairs, over cases and seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+POWER = 0.8
+DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A mean paired difference, arm minus reference.
+
+    Attributes:
+        mean: over all seeds and cases.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        p_value: of the Wilcoxon signed-rank test over the cases, each averaged over its seeds. It asks
+            about these trained networks on other cases; the interval asks about other seeds too.
+        seed_deviation: of the mean difference between seeds; NaN with one seed.
+        detectable: smallest true difference that a design of this spread would show in 4 of 5 repetitions.
+        seeds: how many.
+        cases: how many.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    seed_deviation: float
+    detectable: float
+    seeds: int
+    cases: int
+
+    @property
+    def verdict(self) -> str:
+        """Better or worse where the interval leaves out zero, else "no difference seen"."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "no difference seen"
+
+
+def paired_effect(differences: np.ndarray, seed: int = 0) -> Effect:
+    """The effect behind `differences` `(seeds, cases)`, arm minus reference on the same case and seed.
+
+    The interval is a bootstrap over seeds and, independently, over cases (Owen, "The pigeonhole
+    bootstrap", Ann. Appl. Stat. 1, 2007). With few seeds a bootstrap is too narrow: it divides by n, not
+    n - 1, and knows nothing of Student's t (Hesterberg, Am. Stat. 69, 2015). So its quantiles are
+    stretched about the mean until their width is that of the t interval with the variance of a two-way
+    layout with random seeds and cases, and Satterthwaite's degrees of freedom; the shape stays its own.
+
+    Args:
+        differences: a number for each seed and case, none missing.
+        seed: of the bootstrap.
+    """
+    error, freedom = _standard_error(differences)
+    mean, (seeds, cases) = float(differences.mean()), differences.shape
+    tail = (1 - LEVEL) / 2
+    width = float(stats.t.ppf(1 - tail, freedom)) * error
+    drawn = _bootstrap(differences, np.random.default_rng(seed))
+    spread = float(stats.norm.ppf(1 - tail)) * float(drawn.std())
+    low, high = mean + (np.quantile(drawn, [tail, 1 - tail]) - mean) * (width / spread if spread else 0.0)
+    by_seed = differences.mean(axis=1)
+    return Effect(
+        mean=mean,
+        low=float(low),
+        high=float(high),
+        p_value=signed_rank(differences.mean(axis=0)),
+        seed_deviation=float(by_seed.std(ddof=1)) if seeds > 1 else math.nan,
+        detectable=width + float(stats.t.ppf(POWER, freedom)) * error,
+        seeds=seeds,
+        cases=cases,
+    )
+
+
+def _standard_error(differences: np.ndarray) -> tuple[float, float]:
+    """Standard error of the mean and its degrees of freedom, seeds and cases random and crossed.
+
+    With one seed only cases are random, and the other way round.
+    """
+    seeds, cases = differences.shape
+    if min(seeds, cases) == 1:
+        count = max(seeds, cases)
+        return (float(differences.std(ddof=1)) / count**0.5, count - 1) if count > 1 else (math.inf, 1)
+    grand, by_seed, by_case = differences.mean(), differences.mean(axis=1), differences.mean(axis=0)
+    rest = differences - by_seed[:, None] - by_case[None] + grand
+    free_seeds, free_cases = seeds - 1, cases - 1
+    square_seeds = cases * float(((by_seed - grand) ** 2).sum()) / free_seeds
+    square_cases = seeds * float(((by_case - grand) ** 2).sum()) / free_cases
+    square_rest = float((rest**2).sum()) / (free_seeds * free_cases)
+    total = square_seeds + square_cases - square_rest
+    largest = max(square_seeds, square_cases)
+    if total <= largest:  # by chance the smaller of the two is below the noise: leave it out
+        free = free_seeds if square_seeds >= square_cases else free_cases
+        return (largest / (seeds * cases)) ** 0.5, free
+    terms = (square_seeds, free_seeds), (square_cases, free_cases), (square_rest, free_seeds * free_cases)
+    freedom = total**2 / sum(square**2 / free for square, free in terms)
+    return (total / (seeds * cases)) ** 0.5, freedom
+
+
+def _bootstrap(differences: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Means of `differences` with seeds and cases drawn anew."""
+    seeds, cases = differences.shape
+    by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
+    by_case = generator.multinomial(cases, np.full(cases, 1 / cases), DRAWS) / cases
+    return (by_seed @ differences * by_case).sum(axis=1)
+
+
+def signed_rank(differences: np.ndarray) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test; 1 where nothing differs."""
+    if not differences.any():
+        return 1.0
+    return float(stats.wilcoxon(differences, zero_method="zsplit").pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm, Scand. J. Stat. 6, 1979)."""
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(np.argsort(p_values)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def budget_to_reach(curve: Sequence[Mapping[str, Any]], target: float, unit: str) -> float:
+    """How much of `unit` (a column of `metrics.csv`) a training took to reach a Dice; infinity: never.
+
+    Between two validations a straight line is assumed.
+    """
+    before = None
+    for row in curve:
+        if row["dice"] >= target:
+            if before is None:
+                return row[unit]
+            share = (target - before["dice"]) / (row["dice"] - before["dice"])
+            return before[unit] + share * (row[unit] - before[unit])
+        before = row
+    return math.inf

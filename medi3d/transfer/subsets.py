@@ -1,0 +1,113 @@
+"""Which cases train, tune and judge in one run of a comparison."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medi3d.datasets.cohort import Case, split_cohort
+from medi3d.datasets.volumes import VolumeSettings
+from medi3d.engine.files import written_aside
+from medi3d.errors import ConfigError
+
+EVALUATION = "evaluation"
+"""Name of the split that judges; no training looks at it."""
+
+TUNING_DRAW, SUBSET_DRAW, FOLD_DRAW = 1, 2, 3
+"""Second words of the seeds, so that the draws do not depend on one another."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Cases of one run; those of one subject never part between training, tuning and evaluation."""
+
+    training: tuple[Case, ...]
+    tuning: tuple[Case, ...]
+    evaluation: tuple[Case, ...]
+
+    def names(self) -> dict[str, list[str]]:
+        """Split -> names of its cases, sorted."""
+        splits = {"training": self.training, "validation": self.tuning, EVALUATION: self.evaluation}
+        return {split: sorted(case.name for case in cases) for split, cases in splits.items()}
+
+    def subset(self, count: int, seed: int) -> "Parts":
+        """With `count` of the training cases (0: all); a larger count of one seed has those of a smaller.
+
+        Raises:
+            ConfigError: there are fewer.
+        """
+        if count > len(self.training):
+            raise ConfigError(f"labels has {count}: only {len(self.training)} cases are left for training")
+        order = np.random.default_rng([seed, SUBSET_DRAW]).permutation(len(self.training))
+        chosen = sorted(order[: count or None])
+        return Parts(tuple(self.training[index] for index in chosen), self.tuning, self.evaluation)
+
+    def write(self, path: Path) -> None:
+        """Write the list of cases, with their splits, as `read_cohort` reads it."""
+        splits = {"training": self.training, "validation": self.tuning, EVALUATION: self.evaluation}
+        rows = [_row(case, split) for split, cases in splits.items() for case in cases]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def part_cohort(
+    cases: Sequence[Case], settings: VolumeSettings, tuning: int, folds: int = 1, fold: int = 0
+) -> Parts:
+    """All training cases, tuning cases and judging cases of a cohort.
+
+    With one fold `settings.validation` and `settings.split_seed` (or the list's own splits) say who judges;
+    with several, subjects are dealt to the folds in an order that `split_seed` draws.
+
+    Raises:
+        ConfigError: a case has no label, or no case is left to train on or to judge with.
+    """
+    for case in cases:
+        if case.label is None:
+            raise ConfigError(f"{settings.root}: case {case.name} has no label; comparing needs one for each")
+    if folds == 1:
+        rest, judging = split_cohort(cases, settings.validation, settings.split_seed)
+    else:
+        rest, judging = _fold(cases, folds, fold, settings.split_seed)
+    if not judging:
+        raise ConfigError("data.validation: no case is held back to judge the runs; hold some back")
+    generator = np.random.default_rng([settings.split_seed, TUNING_DRAW])
+    held = _draw_subjects(rest, tuning, generator)
+    training = [case for case in rest if case.subject not in held]
+    if not training:
+        raise ConfigError(f"tuning is {tuning}: no case is left for training, of {len(rest)}")
+    return Parts(tuple(training), tuple(c for c in rest if c.subject in held), tuple(judging))
+
+
+def _fold(cases: Sequence[Case], folds: int, fold: int, seed: int) -> tuple[list[Case], list[Case]]:
+    ordered = sorted(cases, key=lambda case: case.name)
+    subjects = sorted({case.subject for case in ordered})
+    if folds > len(subjects):
+        raise ConfigError(f"folds is {folds}: there are only {len(subjects)} subjects")
+    dealt = np.random.default_rng([seed, FOLD_DRAW]).permutation(len(subjects))[fold::folds]
+    chosen = {subjects[index] for index in dealt}
+    rest = [case for case in ordered if case.subject not in chosen]
+    return rest, [case for case in ordered if case.subject in chosen]
+
+
+def _draw_subjects(cases: Sequence[Case], count: int, generator: np.random.Generator) -> set[str]:
+    """Subjects drawn until `count` cases are reached."""
+    subjects = sorted({case.subject for case in cases})
+    chosen: set[str] = set()
+    for index in generator.permutation(len(subjects)):
+        if sum(case.subject in chosen for case in cases) >= count:
+            break
+        chosen.add(subjects[index])
+    return chosen
+
+
+def _row(case: Case, split: str) -> dict[str, object]:
+    return {
+        "name": case.name,
+        "image": [str(path.absolute()) for path in case.images],
+        "label": str(case.label.absolute()) if case.label else None,
+        "subject": case.subject,
+        "split": split,
+    }

@@ -1,0 +1,56 @@
+"""What the intervals of a comparison say, in words."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medi3d.transfer.results import Finding
+
+NO_SEEDS = "One seed: the intervals are over cases only, and another seed may turn any of this round."
+
+
+def answer(findings: Sequence["Finding"]) -> str:
+    """One sentence: in how many comparisons the arm was better, worse, or not seen to differ."""
+    if not findings:
+        return "No arm can be compared with its reference yet."
+    verdicts = Counter(finding.effect.verdict for finding in findings)
+    better, worse, unseen = (verdicts[word] for word in ("better", "worse", "no difference seen"))
+    if not better + worse:
+        detectable = 100 * statistics.median(finding.effect.detectable for finding in findings)
+        return (
+            f"No difference seen in any of {_comparisons(len(findings))}; "
+            f"one of {detectable:.1f} Dice points would have been seen in four of five repetitions."
+        )
+    clear = [finding for finding in findings if finding.effect.verdict != "no difference seen"]
+    largest = max(clear, key=lambda finding: abs(finding.effect.mean))
+    parts = [f"better in {better}"] * bool(better) + [f"worse in {worse}"] * bool(worse)
+    rest = f", and no difference was seen in {unseen}" if unseen else ""
+    return (
+        f"Of {_comparisons(len(findings))} with the reference, the arm was {' and '.join(parts)}{rest}; "
+        f"the largest clear difference is {points(largest)} ({place(largest)})."
+    )
+
+
+def points(finding: "Finding") -> str:
+    """An effect with its interval, in Dice points (hundredths)."""
+    effect = finding.effect
+    return f"{100 * effect.mean:+.1f} Dice points, {100 * effect.low:+.1f} to {100 * effect.high:+.1f}"
+
+
+def place(finding: "Finding") -> str:
+    """Where in the grid a finding stands."""
+    point = finding.point
+    count = f"{point.labels} labels" if point.labels else "all labels"
+    return f"{point.group}: {point.arm}, {point.strategy}, {count}, {point.budget}"
+
+
+def speed(share: float) -> str:
+    """A share of the reference's budget, such as "0.45 ×", or that it never came so far."""
+    return f"{share:.2f} ×" if math.isfinite(share) else "never"
+
+
+def _comparisons(count: int) -> str:
+    return f"{count} comparison{'s' * (count != 1)}"

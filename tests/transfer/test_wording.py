@@ -1,0 +1,53 @@
+"""The words of a comparison follow from its intervals."""
+
+import math
+
+import numpy as np
+import pytest
+
+from medi3d.transfer.grid import Point
+from medi3d.transfer.results import Finding
+from medi3d.transfer.statistics import paired_effect
+from medi3d.transfer.wording import answer, place, points, speed
+
+
+def finding(mean, labels=4):
+    """Three seeds, ten cases, differences about `mean`."""
+    differences = mean + 0.005 * np.random.default_rng(0).normal(size=(3, 10))
+    point = Point("i3d", "kinetics", "full", labels, 0, 0, "short")
+    reference = Point("i3d", "scratch", "original", labels, 0, 0, "short")
+    return Finding(point, reference, paired_effect(differences), 0.8, 0.8 - mean, 0.01, 0.5, {})
+
+
+@pytest.mark.parametrize(
+    ("means", "words"),
+    [
+        ([], "No arm can be compared"),
+        ([0.0], "No difference seen in any of 1 comparison;"),
+        (
+            [0.0, 0.05],
+            "Of 2 comparisons with the reference, the arm was better in 1, and no difference was seen in 1",
+        ),
+        ([0.05, -0.09, 0.07], "better in 2 and worse in 1; the largest clear difference is -9"),
+    ],
+    ids=["nothing", "none", "one", "both ways"],
+)
+def test_the_answer_counts_verdicts(means, words):
+    assert words in answer([finding(mean) for mean in means])
+
+
+def test_no_difference_comes_with_what_could_have_been_seen():
+    unseen = finding(0.0)
+    assert f"one of {100 * unseen.effect.detectable:.1f} Dice points" in answer([unseen])
+
+
+def test_an_effect_is_told_with_its_interval_and_place():
+    clear = finding(0.05, labels=0)
+    assert points(clear).startswith("+5.0 Dice points, +4.") or points(clear).startswith(
+        "+4.9 Dice points, +4."
+    )
+    assert place(clear) == "i3d: kinetics, full, all labels, short"
+
+
+def test_what_was_never_reached_is_never():
+    assert (speed(0.456), speed(math.inf)) == ("0.46 ×", "never")
