@@ -4,6 +4,7 @@ Patterns of the plans name timm's layers. Time is padded by replication, since n
 """
 
 from collections import OrderedDict
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -104,6 +105,17 @@ def _p3d(options: VideoOptions) -> nn.Module:
     return Classifier(encoder, options.num_classes, dropout=options.dropout)
 
 
+def centre_windows(encoder: Any, pattern: str) -> nn.Module:
+    """Let 1×1 layers that step over time start half a kernel early, as published: their windows are centred.
+
+    A rule pads time as its layer pads in-plane, and a 1×1 convolution does not.
+    """
+    for path, rule in encoder.rules().items():
+        if fnmatchcase(path, pattern):
+            rule.padded = True
+    return encoder
+
+
 def two_plus_one(conv: nn.Conv2d, between: int) -> nn.Sequential:
     """A convolution in two, in-plane and 1×1, norm and ReLU between; the plan turns the second to time."""
     size: dict[str, Any] = {"kernel_size": conv.kernel_size, "stride": conv.stride, "padding": conv.padding}
@@ -136,7 +148,7 @@ def _r2plus1d_18(options: VideoOptions) -> nn.Module:
         Override("layer[234].0.conv1.temporal", stride=2),
         Override("layer[234].0.downsample.0", stride=2),
     )
-    encoder = options.encoder("timm:resnet18", plan, edit=factorise)
+    encoder = centre_windows(options.encoder("timm:resnet18", plan, edit=factorise), "*.temporal")
     return Classifier(encoder, options.num_classes, dropout=options.dropout)
 
 
@@ -209,6 +221,6 @@ def _slowfast_r50(options: VideoOptions) -> nn.Module:
         Override("fast.[1234].*.conv1", kernel=3),
         Override("lateral.*.conv", kernel=5, stride=SlowFast.ALPHA),
     )
-    encoder: Any = options.encoder(SlowFast(), plan)
+    encoder: Any = centre_windows(options.encoder(SlowFast(), plan), "lateral.*.conv")
     draw_kernels(encoder)
     return Classifier(encoder, options.num_classes, dropout=options.dropout, maps=2)

@@ -8,6 +8,7 @@ from medi3d.errors import ShapeError
 from medi3d.models.classify import build_published_classifier
 from medi3d.models.networks import create_classifier
 from medi3d.models.video.figure2 import (
+    C3D,
     ConvNetLSTM,
     FlowStack,
     FusedTwoStream,
@@ -113,7 +114,7 @@ def test_streams_answer_apart_in_training_and_together_after(add):
 
 
 def test_c3d_says_that_it_needs_a_batch():
-    network = create_classifier("c3d", num_classes=2).train()
+    network = C3D(nn.Identity(), 2, dropout=0.5).train()
     with pytest.raises(ShapeError, match=r"training\.batch_size to 2"):
         network(torch.zeros(1, 3, 16, 112, 112))
 
