@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medi3d.datasets.cohort import read_cohort
+from medi3d.datasets.volumes import VolumeSettings
 from medi3d.errors import ConfigError
 from medi3d.transfer.comparison import Comparison, GroupSettings
 from medi3d.transfer.experiment import Experiment, SegmentationExperiment
@@ -85,9 +86,16 @@ class Grid:
         if not isinstance(base, SegmentationExperiment):
             raise ConfigError(f"base: task is {base.task}; segmentations are compared so far")
         cohort = read_cohort(base.data.root)
-        tuning, folds = comparison.tuning, comparison.folds
-        self._folds = [part_cohort(cohort.cases, base.data, tuning, folds, fold) for fold in range(folds)]
+        self._folds = [part_cohort(cohort.cases, data, comparison.tuning) for data in self._settings(base)]
         self.base = base
+
+    def _settings(self, base: SegmentationExperiment) -> list[VolumeSettings]:
+        count = self.comparison.folds
+        return (
+            [replace(base.data, folds=count, fold=fold) for fold in range(count)]
+            if count > 1
+            else [base.data]
+        )
 
     def cells(self, rates: Rates) -> dict[Point, Cell]:
         """Point -> its run, with the learning rates of a search (or none, where they are shared)."""
@@ -161,7 +169,8 @@ class Grid:
         fold = f"-f{point.fold}" if comparison.folds > 1 else ""
         place = f"n{point.labels or 'all'}-s{point.seed}{fold}-{point.budget}"
         name = f"{point.group}-{point.arm}-{point.strategy}-{place}-{digest[:8]}"
-        data = replace(experiment.data, root=str(self.folder.absolute() / "cohorts" / f"{name}.json"))
+        listing = self.folder.absolute() / "cohorts" / f"{name}.json"
+        data = replace(experiment.data, root=str(listing), folds=0, fold=0)
         named = replace(experiment, name=name, data=data)
         return Cell(name, digest, named, parts, split, comparison.threads)
 

@@ -11,6 +11,7 @@ from scipy import stats
 LEVEL = 0.95
 POWER = 0.8
 DRAWS = 4000
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ def paired_effect(differences: np.ndarray, seed: int = 0) -> Effect:
     width = float(stats.t.ppf(1 - tail, freedom)) * error
     drawn = _bootstrap(differences, np.random.default_rng(seed))
     spread = float(stats.norm.ppf(1 - tail)) * float(drawn.std())
-    low, high = mean + (np.quantile(drawn, [tail, 1 - tail]) - mean) * (width / spread if spread else 0.0)
+    if spread > ROUNDING:
+        low, high = mean + (np.quantile(drawn, [tail, 1 - tail]) - mean) * (width / spread)
+    else:  # nothing varies, or there is one number only
+        low, high = mean - width, mean + width
     by_seed = differences.mean(axis=1)
     return Effect(
         mean=mean,

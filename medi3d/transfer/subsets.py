@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medi3d.datasets.cohort import Case, split_cohort
+from medi3d.datasets.cohort import Case, split_cases
 from medi3d.datasets.volumes import VolumeSettings
 from medi3d.engine.files import written_aside
 from medi3d.errors import ConfigError
@@ -15,7 +15,7 @@ from medi3d.errors import ConfigError
 EVALUATION = "evaluation"
 """Name of the split that judges; no training looks at it."""
 
-TUNING_DRAW, SUBSET_DRAW, FOLD_DRAW = 1, 2, 3
+TUNING_DRAW, SUBSET_DRAW = 1, 2
 """Second words of the seeds, so that the draws do not depend on one another."""
 
 
@@ -53,24 +53,19 @@ class Parts:
             aside.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def part_cohort(
-    cases: Sequence[Case], settings: VolumeSettings, tuning: int, folds: int = 1, fold: int = 0
-) -> Parts:
+def part_cohort(cases: Sequence[Case], settings: VolumeSettings, tuning: int) -> Parts:
     """All training cases, tuning cases and judging cases of a cohort.
 
-    With one fold `settings.validation` and `settings.split_seed` (or the list's own splits) say who judges;
-    with several, subjects are dealt to the folds in an order that `split_seed` draws.
+    Those judge that `split_cases` holds back; the tuning cases are drawn from the others by `split_seed`.
 
     Raises:
         ConfigError: a case has no label, or no case is left to train on or to judge with.
+        DataError: as `split_cases`.
     """
     for case in cases:
         if case.label is None:
             raise ConfigError(f"{settings.root}: case {case.name} has no label; comparing needs one for each")
-    if folds == 1:
-        rest, judging = split_cohort(cases, settings.validation, settings.split_seed)
-    else:
-        rest, judging = _fold(cases, folds, fold, settings.split_seed)
+    rest, judging = split_cases(cases, settings)
     if not judging:
         raise ConfigError("data.validation: no case is held back to judge the runs; hold some back")
     generator = np.random.default_rng([settings.split_seed, TUNING_DRAW])
@@ -79,17 +74,6 @@ def part_cohort(
     if not training:
         raise ConfigError(f"tuning is {tuning}: no case is left for training, of {len(rest)}")
     return Parts(tuple(training), tuple(c for c in rest if c.subject in held), tuple(judging))
-
-
-def _fold(cases: Sequence[Case], folds: int, fold: int, seed: int) -> tuple[list[Case], list[Case]]:
-    ordered = sorted(cases, key=lambda case: case.name)
-    subjects = sorted({case.subject for case in ordered})
-    if folds > len(subjects):
-        raise ConfigError(f"folds is {folds}: there are only {len(subjects)} subjects")
-    dealt = np.random.default_rng([seed, FOLD_DRAW]).permutation(len(subjects))[fold::folds]
-    chosen = {subjects[index] for index in dealt}
-    rest = [case for case in ordered if case.subject not in chosen]
-    return rest, [case for case in ordered if case.subject in chosen]
 
 
 def _draw_subjects(cases: Sequence[Case], count: int, generator: np.random.Generator) -> set[str]:

@@ -20,9 +20,11 @@ def answer(findings: Sequence["Finding"]) -> str:
     better, worse, unseen = (verdicts[word] for word in ("better", "worse", "no difference seen"))
     if not better + worse:
         detectable = 100 * statistics.median(finding.effect.detectable for finding in findings)
+        none = f"No difference seen in any of {_comparisons(len(findings))}"
+        if detectable >= 100:
+            return f"{none}; so few seeds and cases cannot show one."
         return (
-            f"No difference seen in any of {_comparisons(len(findings))}; "
-            f"one of {detectable:.1f} Dice points would have been seen in four of five repetitions."
+            f"{none}; one of {detectable:.1f} Dice points would have been seen in four of five repetitions."
         )
     clear = [finding for finding in findings if finding.effect.verdict != "no difference seen"]
     largest = max(clear, key=lambda finding: abs(finding.effect.mean))

@@ -17,7 +17,7 @@ import yaml
 
 from medi3d.config import load_comparison
 from medi3d.engine.files import read_table
-from medi3d.errors import ConfigError
+from medi3d.errors import ConfigError, DataError
 from medi3d.transfer import compare as compare_module
 from medi3d.transfer.cell import run_cell
 from medi3d.transfer.compare import best_rates, run_comparison
@@ -123,7 +123,7 @@ def test_what_two_groups_ask_for_runs_once(describe, tmp_path):
         ({"labels": [40]}, "labels has 40: only 4 cases"),
         ({"tuning": 5}, "tuning is 5: no case is left"),
         ({"strategies": ["half"]}, "strategy is 'half'"),
-        ({"folds": 9}, "folds is 9: there are only 8"),
+        ({"folds": 9}, "8 subjects cannot make 9 folds"),
         ({"seeds": [1, 1]}, "seeds is .*each once"),
         ({"colour": 1}, "colour: unknown key"),
         ({"base": "nowhere.yaml"}, "nowhere.yaml: no such config"),
@@ -131,7 +131,7 @@ def test_what_two_groups_ask_for_runs_once(describe, tmp_path):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_compared_is_refused(describe, tmp_path, changes, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, DataError), match=message):
         Grid(*describe(**changes), tmp_path).cells({})
 
 

@@ -81,6 +81,11 @@ def test_what_is_equal_differs_by_nothing():
     assert effect.verdict == "no difference seen"
 
 
+def test_one_number_says_nothing():
+    effect = paired_effect(np.array([[-0.047025]]))
+    assert (effect.low, effect.high, effect.verdict) == (-math.inf, math.inf, "no difference seen")
+
+
 def test_seeds_that_contradict_each_other_hide_what_cases_show():
     """Each run is far from zero on every case: a test over cases alone would be sure."""
     differences = np.array([[0.05], [-0.03], [0.04]]) + 0.001 * np.random.default_rng(0).normal(size=(3, 40))

@@ -1,6 +1,7 @@
 """The words of a comparison follow from its intervals."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,7 +39,12 @@ def test_the_answer_counts_verdicts(means, words):
 
 def test_no_difference_comes_with_what_could_have_been_seen():
     unseen = finding(0.0)
-    assert f"one of {100 * unseen.effect.detectable:.1f} Dice points" in answer([unseen])
+    assert f"{100 * unseen.effect.detectable:.1f} Dice points" in answer([unseen])
+
+
+def test_a_design_that_can_show_nothing_says_so():
+    single = replace(finding(0.0), effect=paired_effect(np.array([[0.1]])))
+    assert "cannot show one" in answer([single])
 
 
 def test_an_effect_is_told_with_its_interval_and_place():
