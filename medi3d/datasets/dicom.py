@@ -17,6 +17,11 @@ from medi3d.datasets.geometry import set_geometry
 from medi3d.errors import DataError
 
 POSITION, ORIENTATION, FRAMES = "0020|0032", "0020|0037", "0028|0008"
+SPACING, SAMPLES, BITS = "0028|0030", "0028|0002", "0028|0100"
+
+PIXELS = bytes.fromhex("e07f1000")
+NATIVE = {"1.2.840.10008.1.2": 4, "1.2.840.10008.1.2.1": 8}
+"""Uncompressed little-endian transfer syntax -> where the length of an element stands behind its tag."""
 
 STEP_TOLERANCE = 0.02
 """Steps between slices may differ by this part of the usual step: positions are rounded in the files."""
@@ -145,17 +150,52 @@ def _read_slice(path: Path) -> Slice:
             f"{path}: a multi-frame DICOM file; only series with one slice a file are read "
             "(convert it to NIfTI, for example with dcm2niix)"
         )
-    return Slice(
-        path,
-        _numbers(reader, POSITION, 3, "ImagePositionPatient"),
-        _numbers(reader, ORIENTATION, 6, "ImageOrientationPatient"),
-        tuple(reader.GetSize()[:2]),
-        tuple(reader.GetSpacing()[:2]),
-    )
+    if int(_text(reader, SAMPLES) or 1) != 1:
+        raise DataError(f"{path}: a colour image; a series of a volume has one value a pixel")
+    orientation = _numbers(reader, ORIENTATION, 6, "ImageOrientationPatient")
+    lengths = np.linalg.norm(orientation.reshape(2, 3), axis=1)
+    if not np.allclose(lengths, 1, atol=0.01):
+        raise DataError(
+            f"{path}: ImageOrientationPatient has directions of length {lengths.round(3).tolist()}; 1 is due"
+        )
+    spacing = _numbers(reader, SPACING, 2, "PixelSpacing")
+    if not (spacing > 0).all():
+        raise DataError(f"{path}: PixelSpacing is {spacing.tolist()}; each side must be greater than 0")
+    size = tuple(reader.GetSize()[:2])
+    _check_length(path, size, int(_text(reader, BITS) or 16))
+    position = _numbers(reader, POSITION, 3, "ImagePositionPatient")
+    return Slice(path, position, orientation, size, tuple(reader.GetSpacing()[:2]))
+
+
+def _check_length(path: Path, size: tuple[int, ...], bits: int) -> None:
+    """Refuse a file whose uncompressed pixels are fewer than it says: GDCM would leave the rest to chance."""
+    data = path.read_bytes()
+    place = NATIVE.get(_transfer_syntax(data))
+    if place is None:
+        return
+    due, at, lengths = size[0] * size[1] * bits // 8, data.find(PIXELS), []
+    while at >= 0:  # the tag may also stand in a preview, or by chance among the pixels
+        lengths.append(int.from_bytes(data[at + place : at + place + 4], "little"))
+        at = data.find(PIXELS, at + 1)
+    if not any(due <= length <= due + 1 for length in lengths):
+        raise DataError(
+            f"{path}: PixelData of {lengths[:3]} bytes where {size} pixels need {due}; copy it again"
+        )
+
+
+def _transfer_syntax(data: bytes) -> str:
+    """From the file's meta information, which SimpleITK keeps to itself; empty where there is none."""
+    at = data.find(bytes.fromhex("02001000") + b"UI", 132, 1024)
+    length = int.from_bytes(data[at + 6 : at + 8], "little")
+    return data[at + 8 : at + 8 + length].decode("latin-1").strip(" \0") if at >= 0 else ""
+
+
+def _text(reader: sitk.ImageFileReader, tag: str) -> str:
+    return reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else ""
 
 
 def _numbers(reader: sitk.ImageFileReader, tag: str, count: int, name: str) -> np.ndarray:
-    text = reader.GetMetaData(tag) if reader.HasMetaDataKey(tag) else ""
+    text = _text(reader, tag)
     try:
         numbers = np.array([float(part) for part in text.split("\\")])
     except ValueError:

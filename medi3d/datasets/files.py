@@ -4,6 +4,7 @@ NIfTI goes through nibabel (scaling, qform and sform, oblique and left-handed af
 NRRD and MetaImage through SimpleITK, a folder is one DICOM series.
 """
 
+import gzip
 import logging
 import os
 import zlib
@@ -108,13 +109,36 @@ def _open_nifti(path: Path) -> nib.Nifti1Image:
         raise DataError(f"{path}: damaged or not a NIfTI file: {last_line(error)}") from error
     if not isinstance(source, nib.Nifti1Image):  # a Nifti2Image is one
         raise DataError(f"{path}: not a NIfTI file but {type(source).__name__}")
+    _check_nifti_header(source, path)
     return source
+
+
+def _check_nifti_header(source: nib.Nifti1Image, path: Path) -> None:
+    """Refuse what nibabel would mend in silence: the mended header may be another one than was meant."""
+    with nib.openers.ImageOpener(path) as file:
+        header = type(source.header).from_fileobj(file, check=False)
+    begin, least = float(header["vox_offset"]), 544 if isinstance(source, nib.Nifti2Image) else 352
+    if header["magic"].tobytes().startswith(b"n+") and not begin >= least:
+        raise DataError(
+            f"{path}: the voxels begin inside the header (vox_offset {begin:g}, at least {least})"
+        )
+    sides = header["pixdim"][1:4]
+    if not header["sform_code"] and not (np.abs(sides) > 0).all():
+        raise DataError(f"{path}: voxels of {sides.tolist()} mm (pixdim); each side must be greater than 0")
+    if np.isinf([header["scl_slope"], header["scl_inter"]]).any():
+        raise DataError(f"{path}: the scaling is infinite (scl_slope, scl_inter); the header is damaged")
 
 
 def _nifti_values(source: nib.Nifti1Image, path: Path) -> np.ndarray:
     """Scaled values (X, Y, Z[, C])."""
     try:
-        values = np.asanyarray(source.dataobj)
+        if suffix_of(path) == ".nii.gz":
+            with gzip.open(path) as file:
+                values = np.asanyarray(type(source).from_stream(file).dataobj)
+                while file.read(2**20):  # to the end, where the checksum is
+                    pass
+        else:
+            values = np.asanyarray(source.dataobj)
     except NIFTI_ERRORS as error:
         raise DataError(f"{path}: damaged or not a NIfTI file: {last_line(error)}") from error
     if values.dtype.kind not in "iufb":
@@ -252,7 +276,28 @@ def _itk_type(dtype: np.dtype) -> np.dtype:
     return dtype.newbyteorder("=")
 
 
+PLACES = ("offset", "position", "origin", "elementspacing", "elementsize", "transformmatrix", "rotation")
+
+
+def _check_meta_header(path: Path) -> None:
+    """Refuse a MetaImage whose place is no number: ITK would take 0 for it."""
+    with path.open("rb") as file:
+        for line in iter(lambda: file.readline(4096), b""):
+            key, _, value = line.decode("latin-1").partition("=")
+            key = key.strip().lower()
+            if key == "elementdatafile":
+                return
+            try:
+                finite = key not in PLACES or np.isfinite([float(part) for part in value.split()]).all()
+            except ValueError:
+                finite = False
+            if not finite:
+                raise DataError(f"{path}: {key} is {value.strip()!r}; finite numbers are needed")
+
+
 def _read_itk(path: Path) -> list[sitk.Image]:
+    if suffix_of(path) in (".mha", ".mhd"):
+        _check_meta_header(path)
     try:
         with quiet_itk():
             image = sitk.ReadImage(str(path))
@@ -266,6 +311,8 @@ def _read_itk(path: Path) -> list[sitk.Image]:
         channels = [sitk.Extract(image, size, [0, 0, 0, index]) for index in range(image.GetSize()[3])]
     else:
         channels = [image]
+    if 0 in channels[0].GetSize():
+        raise DataError(f"{path}: an image of {channels[0].GetSize()} voxels; each side needs one or more")
     if channels[0].GetDimension() != 3:
         raise DataError(
             f"{path}: a {channels[0].GetDimension()}D image of {image.GetSize()}; a 3D one is due"

@@ -21,6 +21,9 @@ from medi3d.errors import ConfigError, DataError, ShapeError
 SPACING_TOLERANCE = 1e-3
 """Spacings (mm) closer than this are equal: no voxel of a 512 volume moves by more than half a millimetre."""
 
+MOST_VOXELS = 2**31
+"""Of a resampled volume: 8 GB as float32."""
+
 IMAGE_INTERPOLATION = sitk.sitkLinear
 
 
@@ -177,10 +180,11 @@ def load_image(paths: Sequence[Path], settings: VolumeSettings) -> LoadedImage:
         difference = grid_difference(channel, original)
         if difference:
             raise DataError(f"{path}: not on the grid of {first_path}: {difference}")
-        check_finite(channel, path)
-        oriented = to_canonical(sitk.Cast(channel, sitk.sitkFloat32), _triple(settings.spacing))
-        canonical = oriented if canonical is None else canonical
+        channel = sitk.Cast(channel, sitk.sitkFloat32)
+        check_finite(channel, path)  # as float32, which large numbers do not fit into
         try:
+            oriented = to_canonical(channel, _triple(settings.spacing))
+            canonical = oriented if canonical is None else canonical
             arrays.append(normalise(to_array(oriented), settings.normalisation))
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
@@ -285,6 +289,12 @@ def _regrid(image: sitk.Image, spacing: Sequence[float]) -> sitk.Image:
     size = np.maximum(np.ceil(extent / spacing - 1e-3), 1).astype(int)
     direction = np.reshape(image.GetDirection(), (3, 3))
     centre = image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()])
+    if np.prod(size, dtype=float) > MOST_VOXELS:
+        sides, voxels = (" x ".join(f"{number:.6g}" for number in three) for three in (spacing, size))
+        raise DataError(
+            f"resampled to {sides} mm it would have {voxels} voxels; "
+            "is its spacing right, or is data.spacing too fine?"
+        )
     grid = sitk.Image([int(n) for n in size], image.GetPixelID())
     grid.SetSpacing([float(side) for side in spacing])
     grid.SetDirection(image.GetDirection())
