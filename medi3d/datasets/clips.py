@@ -1,11 +1,12 @@
 """Video clips for classification: which there are, how they are split, and what the network sees of one.
 
 A sample is made in two steps. `load_frames` decodes a clip, whole and at reduced size, as bytes that can be
-kept in memory. From these `training_clip` cuts consecutive frames and a random crop, `evaluation_clip` takes
-all frames and the centre, as I3D was trained and tested (Carreira & Zisserman 2017, arXiv:1705.07750).
+kept in memory: pictures, optical flow, or both. From these `training_clip` cuts consecutive frames and a
+random crop, `evaluation_clip` takes all frames and the centre, as I3D was trained and tested (Carreira &
+Zisserman 2017, arXiv:1705.07750).
 """
 
-import csv
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medi3d.datasets.clip_lists import Row, read_rows
+from medi3d.datasets.flow import read_flow
 from medi3d.datasets.frames import read_frames
 from medi3d.errors import ConfigError, DataError
 
-CLIP_SUFFIXES = (".mp4", ".avi", ".gif", ".mov", ".mkv", ".webm")
+log = logging.getLogger("medi3d")
+
+STREAMS = {"rgb": 3, "flow": 2, "both": 5}
+"""What a network sees, and its channels: red, green, blue; flow to the right and down; or all of these."""
 
 Sample = dict[str, Any]
-"""Keys "image" `(3, T, H, W)`, "label" (an int) and "name"."""
+"""Keys "image" `(C, T, H, W)`, "label" (an int), "name"; "flow": the channel of flow to the right, or -1."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,18 @@ class ClipSettings:
     """A set of clips and what is done to each of them (config section)."""
 
     root: str = ""
-    """CSV list (path, class; if wanted label, group, split), or a folder with a folder per class"""
+    """CSV list (path, class; if wanted label, group, split), a folder with a folder per class, or a published
+    list: UCF101's trainlist01.txt, HMDB51's FOLDER/*_test_split1.txt, Kinetics' train.csv"""
+    videos: str = ""
+    """folder of the clips of a list; empty: the list's own"""
+    streams: str = "rgb"
+    """rgb | flow | both: 3, 2 or 5 channels, pictures first"""
+    rate: float = 0
+    """frames per second to sample (I3D: 25); 0: the frames as they are stored"""
+    skip_damaged: bool = False
+    """leave out clips that are missing or cannot be decoded, each named in the log; else they are errors"""
+    flow_cache: str = ""
+    """folder in which computed flow is kept; empty: medi3d's cache"""
     frames: int = 64
     """consecutive frames that one training step sees of a clip; shorter clips are looped"""
     side: int = 256
@@ -48,10 +65,19 @@ class ClipSettings:
         for key in ("frames", "side", "crop"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"data.{key} is {getattr(self, key)}: it must be 1 or more")
+        if self.streams not in STREAMS:
+            raise ConfigError(f"data.streams is {self.streams!r}: use one of {', '.join(STREAMS)}")
+        if not 0 <= self.rate <= 1000:
+            raise ConfigError(f"data.rate is {self.rate}: frames per second, or 0 for those that are stored")
         if self.crop > self.side:
             raise ConfigError(f"data.crop is {self.crop}, larger than data.side {self.side}")
         if self.validation_groups < 0:
             raise ConfigError(f"data.validation_groups is {self.validation_groups}: it must be 0 or more")
+
+    @property
+    def channels(self) -> int:
+        """Channels of a sample."""
+        return STREAMS[self.streams]
 
 
 @dataclass(frozen=True)
@@ -89,25 +115,41 @@ def read_clip_list(settings: ClipSettings) -> ClipList:
         DataError: the list is missing, empty or contradicts itself, or names a file that is not there.
     """
     root = Path(settings.root)
-    if root.is_dir():
-        rows = _read_folders(root)
-    elif root.suffix.lower() == ".csv" and root.is_file():
-        rows = _read_csv(root)
-    else:
-        raise DataError(
-            f"{root}: no such list of clips; give a .csv list, or a folder with a folder per class"
-        )
+    rows = read_rows(root, Path(settings.videos) if settings.videos else None)
     if not rows:
         raise DataError(f"{root}: no clip in it; at least one is needed")
     classes = _classes(rows, root)
     clips = []
     for row in rows:
-        path = root / row["path"] if root.is_dir() else root.parent / row["path"]
-        if not path.is_file():
-            raise DataError(f"{root}: lists {row['path']}, but there is no such file")
-        group = row.get("group") or _group_of(path.stem)
-        clips.append(Clip(path, classes.index(row["class"]), group, row.get("split") or None))
+        path = Path(row["path"])
+        if path.exists():
+            group = row.get("group") or _group_of(path.stem)
+            clips.append(Clip(path, classes.index(row["class"]), group, row.get("split") or None))
+        elif settings.skip_damaged:
+            log.warning("skipped: %s is listed but not there", path)
+        else:
+            raise DataError(f"{root}: lists {path}, but there is no such file")
+    if not clips:
+        raise DataError(f"{root}: none of its {len(rows)} clips is there; set data.videos to their folder")
     return ClipList(tuple(clips), tuple(classes))
+
+
+def sound_clips(clips: Sequence[Clip], settings: ClipSettings) -> list[Clip]:
+    """The clips that can be decoded to the end; the others are named in the log. Decodes them all.
+
+    Raises:
+        DataError: none can.
+    """
+    sound = []
+    for clip in clips:
+        try:
+            read_frames(clip.path, side=8, rate=settings.rate)
+            sound.append(clip)
+        except DataError as error:
+            log.warning("skipped: %s", error)
+    if not sound:
+        raise DataError(f"{settings.root}: none of its {len(clips)} clips can be decoded")
+    return sound
 
 
 def split_clips(clips: Sequence[Clip], settings: ClipSettings) -> tuple[list[Clip], list[Clip]]:
@@ -120,6 +162,8 @@ def split_clips(clips: Sequence[Clip], settings: ClipSettings) -> tuple[list[Cli
         DataError: some clips name a split and some do not, a group is in both parts, or a class has too
             few groups.
     """
+    if settings.skip_damaged:
+        clips = sound_clips(clips, settings)
     ordered = sorted(clips, key=lambda clip: str(clip.path))
     named = [clip for clip in ordered if clip.split is not None]
     if named and len(named) < len(ordered):
@@ -129,7 +173,7 @@ def split_clips(clips: Sequence[Clip], settings: ClipSettings) -> tuple[list[Cli
         )
     if named:
         training = [clip for clip in ordered if clip.split in ("training", "train")]
-        held = [clip for clip in ordered if clip.split in ("validation", "val", "valid")]
+        held = [clip for clip in ordered if clip.split in ("validation", "val", "valid", "validate")]
     else:
         drawn = _draw_groups(ordered, settings)
         training = [clip for clip in ordered if (clip.label, clip.group) not in drawn]
@@ -148,17 +192,24 @@ def split_clips(clips: Sequence[Clip], settings: ClipSettings) -> tuple[list[Cli
 def load_frames(clip: Clip, settings: ClipSettings) -> Sample:
     """The whole clip at reduced size, as it can be kept in memory: "image" is uint8, 0 to 255.
 
+    Flow is taken from its cache, or computed (slowly) and kept there, see `flow.py`.
+
     Raises:
         DataError: the file is missing or damaged, see `read_frames`.
     """
-    frames = read_frames(clip.path, settings.side, keep=settings.crop)
-    return {"image": frames, "label": clip.label, "name": clip.name}
+    seen = {"side": settings.side, "keep": settings.crop, "rate": settings.rate}
+    parts = [read_frames(clip.path, **seen)] if settings.streams != "flow" else []
+    if settings.streams != "rgb":
+        parts.append(read_flow(clip.path, settings.flow_cache or None, **seen))
+    horizontal = settings.channels - 2 if settings.streams != "rgb" else -1
+    return {"image": torch.cat(parts), "label": clip.label, "name": clip.name, "flow": horizontal}
 
 
 def training_clip(sample: Sample, settings: ClipSettings) -> Sample:
     """Consecutive frames from a random start, one random crop and one coin for the flip, for all of them.
 
-    Takes what `load_frames` gives; "image" becomes `(3, frames, crop, crop)` float32 in [-1, 1].
+    Takes what `load_frames` gives; "image" becomes `(C, frames, crop, crop)` float32 in [-1, 1]. Mirrored,
+    what moved to the right moves to the left: that channel of the flow changes its sign.
     """
     image = sample["image"]
     start = _random_below(max(1, image.shape[1] - settings.frames + 1))
@@ -166,7 +217,7 @@ def training_clip(sample: Sample, settings: ClipSettings) -> Sample:
     top, left = (_random_below(size - settings.crop + 1) for size in image.shape[-2:])
     image = image[..., top : top + settings.crop, left : left + settings.crop]
     if settings.flip and _random_below(2):
-        image = image.flip(-1)
+        image = mirrored(image, sample.get("flow", -1))
     return {**sample, "image": to_range(image)}
 
 
@@ -178,12 +229,20 @@ def evaluation_clip(sample: Sample, settings: ClipSettings) -> Sample:
 
 
 def load_clip(clip: Clip, settings: ClipSettings) -> Sample:
-    """Decode a clip and take what a network is tested on: "image" `(3, T, crop, crop)` float32 in [-1, 1].
+    """Decode a clip and take what a network is tested on: "image" `(C, T, crop, crop)` float32 in [-1, 1].
 
     Raises:
         DataError: the file is missing or damaged, see `read_frames`.
     """
     return evaluation_clip(load_frames(clip, settings), settings)
+
+
+def mirrored(image: Tensor, horizontal: int = -1) -> Tensor:
+    """Bytes `(C, T, H, W)` turned left to right, with the flow of channel `horizontal` (-1: none) negated."""
+    image = image.flip(-1)
+    if horizontal >= 0:
+        image[horizontal] = 255 - image[horizontal]
+    return image
 
 
 def looped(image: Tensor, frames: int) -> Tensor:
@@ -193,7 +252,7 @@ def looped(image: Tensor, frames: int) -> Tensor:
 
 
 def to_range(image: Tensor) -> Tensor:
-    """Bytes 0 to 255 to float32 in [-1, 1], as I3D was trained."""
+    """Bytes 0 to 255 to float32 in [-1, 1], as I3D was trained: flow of 20 pixels a frame is 1."""
     return image.float().div_(127.5).sub_(1)
 
 
@@ -201,25 +260,7 @@ def _random_below(count: int) -> int:
     return int(torch.randint(count, ()))
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a CSV list ({error})") from error
-    for number, row in enumerate(rows, start=2):
-        missing = [column for column in ("path", "class") if not row.get(column)]
-        if missing:
-            raise DataError(f"{path}, line {number}: no {' and no '.join(missing)}")
-    return rows
-
-
-def _read_folders(root: Path) -> list[dict[str, str]]:
-    files = [path for path in sorted(root.glob("*/*")) if path.suffix.lower() in CLIP_SUFFIXES]
-    return [{"path": str(path.relative_to(root)), "class": path.parent.name} for path in files]
-
-
-def _classes(rows: list[dict[str, str]], root: Path) -> list[str]:
+def _classes(rows: list[Row], root: Path) -> list[str]:
     """Class names in the order of their labels, which must be 0, 1, 2, ..., one for each name."""
     if not rows[0].get("label"):
         return sorted({row["class"] for row in rows})

@@ -1,5 +1,8 @@
-"""Decode a clip into frames, with PyAV: MP4, AVI, GIF and whatever else its FFmpeg reads."""
+"""Decode a clip into frames, with PyAV: MP4, AVI, GIF, folders of pictures, whatever its FFmpeg reads."""
 
+import re
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +15,56 @@ from medi3d.errors import DataError
 MAX_FRAMES = 2000
 """A clip is one action, 80 s at 25 frames per second; as many frames are held in memory at once."""
 
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+"""Pictures that make a clip where they lie in one folder."""
+
 _LOST = 0.05
 """Share of the frames promised by the header that may be missing: edit lists drop a few, cut files many."""
 
 
-def read_frames(path: str | Path, side: int | None = None, keep: int | None = None) -> Tensor:
+def read_frames(
+    path: str | Path, side: int | None = None, keep: int | None = None, rate: float = 0
+) -> Tensor:
     """All frames of a clip as uint8 RGB, `(3, T, H, W)`.
 
     Args:
-        path: of the clip; of several video streams the first is read.
+        path: of the clip; of several video streams the first is read. Of a folder, its pictures in the order
+            of the numbers in their names.
         side: pixels that the shorter side is resized to, bilinear (as Kinetics was); None: as it is.
         keep: a clip whose shorter side has just so many pixels was prepared already and is not resized.
+        rate: frames per second to sample by the clip's own clock, each the one shown at that moment (I3D:
+            25); 0: the frames as they are stored, whatever their pace. Pictures of a folder have no clock.
 
     Raises:
         DataError: the file is missing, empty, damaged, cut short, too long, or has no picture.
     """
     av = _import_av()
     path = Path(path)
+    folder = path.is_dir()
+    frames = _read_folder(path, side, keep, av) if folder else _read_file(path, side, keep, rate, av)
+    if not frames:
+        raise DataError(f"{path}: holds no frame")
+    if len({frame.shape for frame in frames}) > 1:
+        raise DataError(f"{path}: the frames change in size")
+    return torch.from_numpy(np.stack(frames, axis=1))
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures of a folder in the order of the numbers in their names: 9 before 10."""
+    pictures = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES]
+    return sorted(pictures, key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)] or [0])
+
+
+def _read_folder(folder: Path, side: int | None, keep: int | None, av: Any) -> list[np.ndarray]:
+    pictures = pictures_in(folder)
+    if len(pictures) > MAX_FRAMES:
+        raise DataError(
+            f"{folder}: has {len(pictures)} pictures, more than {MAX_FRAMES}; cut it to the action"
+        )
+    return [_read_file(picture, side, keep, 0, av)[0] for picture in pictures]
+
+
+def _read_file(path: Path, side: int | None, keep: int | None, rate: float, av: Any) -> list[np.ndarray]:
     if not path.is_file():
         raise DataError(f"{path}: no such clip")
     if path.stat().st_size == 0:
@@ -36,28 +72,56 @@ def read_frames(path: str | Path, side: int | None = None, keep: int | None = No
     if path.suffix.lower() == ".gif" and not path.read_bytes().rstrip(b"\0").endswith(b";"):
         raise DataError(f"{path}: cut short, a GIF ends with its trailer")  # nothing else in it tells
     frames: list[np.ndarray] = []
+    decoded = 0
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise DataError(f"{path}: has no video stream, only {_kinds(container)}")
             stream = container.streams.video[0]
-            for frame in container.decode(stream):
-                if len(frames) == MAX_FRAMES:
+            for decoded, frame, times in _sampled(container.decode(stream), stream, rate, path):  # noqa: B007
+                if len(frames) + times > MAX_FRAMES:
                     raise DataError(f"{path}: has more than {MAX_FRAMES} frames; cut it to the action")
-                frames.append(_picture(frame, side, keep))
+                if times:
+                    frames += [_picture(frame, side, keep)] * times
             promised = stream.frames
     except (av.FFmpegError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
-            f"{path}: not a whole clip (decoding fails after {len(frames)} frames: {reason})"
+            f"{path}: not a whole clip (decoding fails after {decoded} frames: {reason})"
         ) from error
-    if not frames:
+    if not decoded:
         raise DataError(f"{path}: holds no frame")
-    if len(frames) < promised * (1 - _LOST):
-        raise DataError(f"{path}: cut short, {len(frames)} of {promised} frames are there")
-    if len({frame.shape for frame in frames}) > 1:
-        raise DataError(f"{path}: the frames change in size")
-    return torch.from_numpy(np.stack(frames, axis=1))
+    if decoded < promised * (1 - _LOST):
+        raise DataError(f"{path}: cut short, {decoded} of {promised} frames are there")
+    return frames
+
+
+def _sampled(frames: Iterator[Any], stream: Any, rate: float, path: Path) -> Iterator[tuple[int, Any, int]]:
+    """Each frame with its number (from 1) and how many times it is shown: once, or by the clock at `rate`."""
+    if not rate:
+        yield from ((number, frame, 1) for number, frame in enumerate(frames, start=1))
+        return
+    step, due, waiting = 1 / Fraction(rate), Fraction(0), None
+    start, number, moment = None, 0, Fraction(0)
+    pace = 1 / (stream.average_rate or stream.guessed_rate or Fraction(rate))
+    for number, frame in enumerate(frames, start=1):
+        if frame.pts is None:
+            raise DataError(f"{path}: frames have no time, so data.rate {rate:g} cannot be met; set it to 0")
+        moment = frame.pts * Fraction(frame.time_base)
+        start = moment if start is None else start
+        if waiting is not None:
+            times = _ticks(due, moment - start, step)
+            due += times * step
+            yield number - 1, waiting, times
+        waiting = frame
+    if waiting is not None and start is not None:
+        lasts = waiting.duration * Fraction(waiting.time_base) if waiting.duration else pace
+        yield number, waiting, max(_ticks(due, moment - start + lasts, step), int(due == 0))
+
+
+def _ticks(due: Fraction, end: Fraction, step: Fraction) -> int:
+    """How many of the moments due, due + step, ... lie before `end`."""
+    return max(0, -((due - end) // step))
 
 
 def _picture(frame: Any, side: int | None, keep: int | None) -> np.ndarray:

@@ -1,7 +1,9 @@
 import csv
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,12 +12,16 @@ from medi3d.datasets.clips import (
     ClipSettings,
     evaluation_clip,
     load_clip,
+    load_frames,
     looped,
+    mirrored,
     read_clip_list,
     split_clips,
     to_range,
     training_clip,
 )
+from medi3d.datasets.flow import read_flow
+from medi3d.datasets.frames import read_frames
 from medi3d.errors import ConfigError, DataError
 
 SMALL = ClipSettings(frames=8, side=16, crop=12)
@@ -116,7 +122,7 @@ def test_a_wrong_list_is_refused(listed, rows, message):
 
 
 def test_a_listed_file_that_is_not_there_is_named(listed):
-    with pytest.raises(DataError, match=r"lists gone.mp4, but there is no such file"):
+    with pytest.raises(DataError, match=r"lists .*gone.mp4, but there is no such file"):
         read_clip_list(listed([{"path": "gone.mp4", "class": "x"}], create=False))
 
 
@@ -149,6 +155,8 @@ def test_a_split_that_cannot_be_is_refused(tmp_path, splits, message):
         ({"frames": 0}, "data.frames"),
         ({"crop": 300}, "data.crop"),
         ({"validation_groups": -1}, "data.validation_groups"),
+        ({"streams": "depth"}, "data.streams is 'depth': use one of rgb, flow, both"),
+        ({"rate": -1}, "data.rate"),
     ],
 )
 def test_settings_that_cannot_be_name_their_key(changes, key):
@@ -217,3 +225,69 @@ def test_a_clip_is_loaded_as_the_network_takes_it(ucf):
     assert sample["image"].dtype == torch.float32
     assert sample["image"].abs().max() <= 1
     assert (sample["label"], sample["name"]) == (clip.label, clip.path.stem)
+
+
+@pytest.mark.parametrize(("streams", "channels"), [("rgb", 3), ("flow", 2), ("both", 5)])
+def test_streams_are_pictures_first_then_flow(encode, tmp_path, streams, channels):
+    path = encode([np.full((32, 48, 3), 20 * t, np.uint8) for t in range(4)])
+    settings = replace(SMALL, streams=streams, flow_cache=str(tmp_path / "flow"))
+    image = load_frames(Clip(path, 0, "g"), settings)["image"]
+    parts = [read_frames(path, 16), read_flow(path, settings.flow_cache, side=16, keep=12, rate=0)]
+    expected = {"rgb": parts[:1], "flow": parts[1:], "both": parts}[streams]
+    assert torch.equal(image, torch.cat(expected))
+    assert image.shape == (channels, 4, 16, 24) == (settings.channels, *image.shape[1:])
+
+
+@pytest.mark.parametrize("horizontal", [0, 3], ids=["flow", "both"])
+def test_mirrored_flow_points_the_other_way(horizontal):
+    image = torch.randint(0, 256, (horizontal + 2, 3, 4, 5), dtype=torch.uint8)
+    turned = to_range(mirrored(image, horizontal))
+    expected = to_range(image).flip(-1)
+    expected[horizontal] *= -1
+    torch.testing.assert_close(turned, expected)
+    assert torch.equal(mirrored(mirrored(image, horizontal), horizontal), image)
+
+
+def test_training_mirrors_the_flow_with_the_pictures():
+    whole = counting_clip()
+    whole["image"] = torch.cat([whole["image"], torch.full((2, 20, 16, 22), 200, dtype=torch.uint8)])
+    whole["flow"] = 3
+    for _ in range(20):
+        image = as_bytes(training_clip(whole, SMALL)["image"])
+        flipped = bool(image[1, 0, 0, 0] > image[1, 0, 0, 1])
+        assert image[3:, 0, 0, 0].tolist() == [55 if flipped else 200, 200]
+
+
+@pytest.fixture
+def one_of_three_damaged(encode, tmp_path):
+    """Settings for a folder with a whole clip in each of two classes, and one of no use."""
+    for path in ("x/a.mp4", "x/b.mp4", "y/c.mp4"):
+        encode([np.full((32, 48, 3), t, np.uint8) for t in range(3)], path)
+    (tmp_path / "x" / "b.mp4").write_bytes((tmp_path / "x" / "b.mp4").read_bytes()[:300])
+    return ClipSettings(root=str(tmp_path), validation_groups=0)
+
+
+def test_a_damaged_clip_is_an_error_unless_skipping_is_asked_for(one_of_three_damaged, caplog):
+    clips = read_clip_list(one_of_three_damaged).clips
+    training, _ = split_clips(clips, one_of_three_damaged)
+    with pytest.raises(DataError, match=r"b\.mp4: "):
+        [load_frames(clip, one_of_three_damaged) for clip in training]
+    training, _ = split_clips(clips, replace(one_of_three_damaged, skip_damaged=True))
+    assert [clip.name for clip in training] == ["a", "c"]
+    assert [r.message.split(" ")[0] for r in caplog.records] == ["skipped:"]
+    assert "b.mp4" in caplog.text
+
+
+def test_listed_clips_that_are_gone_are_skipped_only_if_asked_for(listed, caplog):
+    settings = listed([{"path": "a.mp4", "class": "x"}, {"path": "b.mp4", "class": "x"}])
+    settings = replace(settings, skip_damaged=True)
+    gone = Path(settings.root).parent / "b.mp4"
+    gone.unlink()
+    assert [clip.name for clip in read_clip_list(settings).clips] == ["a"]
+    assert f"skipped: {gone} is listed but not there" in caplog.text
+
+
+def test_nothing_left_after_skipping_is_an_error(listed):
+    settings = replace(listed([{"path": "a.mp4", "class": "x"}]), skip_damaged=True)
+    with pytest.raises(DataError, match="none of its 1 clips can be decoded"):
+        split_clips(read_clip_list(settings).clips, settings)

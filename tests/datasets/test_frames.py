@@ -15,21 +15,19 @@ GIF = "i3d_published/v_CricketShot_g04_c01_rgb.gif"
 
 
 @pytest.fixture
-def write_clip(tmp_path):
+def write_clip(encode):
     """Encode frames of one colour, frame t of red 10 t, green 100, blue 200, and give the file."""
 
-    def write(name="clip.mp4", frames=10, size=(48, 32), codec="mpeg4", options=None):
-        path = tmp_path / name
-        with av.open(str(path), "w", options=options or {}) as container:
-            stream = container.add_stream(codec, rate=25)
-            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-            for t in range(frames):
-                picture = np.full((size[1], size[0], 3), (10 * t, 100, 200), np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
-        return path
+    def write(name="clip.mp4", frames=10, size=(48, 32), **how):
+        pictures = [np.full((size[1], size[0], 3), (10 * t, 100, 200), np.uint8) for t in range(frames)]
+        return encode(pictures, name, **how)
 
     return write
+
+
+def shown(image):
+    """The numbers of the frames, told by their red."""
+    return (image[0].float().mean(dim=(1, 2)) / 10).round().int().tolist()
 
 
 @pytest.fixture
@@ -161,3 +159,81 @@ def test_without_pyav_the_message_says_what_to_install(monkeypatch, write_clip):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(DataError, match=r"pip install 'medi3d\[video\]'"):
         read_frames(path)
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [(0, range(10)), (25, range(10)), (12.5, range(0, 10, 2)), (50, [t // 2 for t in range(20)])],
+    ids=["as stored", "the same", "half", "double"],
+)
+def test_frames_are_sampled_by_the_clock(write_clip, rate, expected):
+    assert shown(read_frames(write_clip(), rate=rate)) == list(expected)
+
+
+def test_a_clip_of_variable_rate_is_sampled_by_the_clock(write_clip):
+    path = write_clip("clip.mkv", frames=4, times=[0, 100, 400, 440])
+    assert shown(read_frames(path, rate=10))[:5] == [0, 1, 1, 1, 2]
+    assert shown(read_frames(path)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("rate", [1, 25])
+def test_one_frame_is_sampled_once(write_clip, rate):
+    assert read_frames(write_clip(frames=1), rate=rate).shape[1] == 1
+
+
+def test_a_clip_that_is_too_long_when_sampled_is_refused(write_clip):
+    with pytest.raises(DataError, match="more than 2000 frames"):
+        read_frames(write_clip(), rate=900 * 25)
+
+
+def test_huge_pictures_are_reduced_as_they_are_read(write_clip):
+    assert read_frames(write_clip(frames=2, size=(3840, 2160)), side=32).shape == (3, 2, 32, 57)
+
+
+@pytest.mark.parametrize("name", ["none.mkv", "none.avi"])
+def test_a_container_without_frames_is_refused(tmp_path, name):
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        container.start_encoding()
+    with pytest.raises(DataError, match=f"{name}: (holds no frame|not a whole clip|has no video)") as refusal:
+        read_frames(tmp_path / name)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for t in range(11):  # 10 comes after 9, though not in the alphabet
+        Image.new("RGB", (6, 4), (20 * t, 0, 0)).save(tmp_path / f"frame{t}.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_a_folder_of_pictures_is_a_clip(folder):
+    assert read_frames(folder)[0, :, 0, 0].tolist() == [20 * t for t in range(11)]
+    assert read_frames(folder, side=8).shape == (3, 11, 8, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("frame3.png", b"no picture", "frame3.png: not a whole clip"),
+        ("frame3.png", b"", "frame3.png: the clip is"),
+    ],
+    ids=["damaged", "empty"],
+)
+def test_a_damaged_picture_of_a_folder_is_named(folder, name, content, message):
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_frames(folder)
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no frame"):
+        read_frames(tmp_path)
+
+
+def test_pictures_of_two_sizes_are_refused(folder):
+    Image.new("RGB", (8, 4)).save(folder / "frame3.png")
+    with pytest.raises(DataError, match="change in size"):
+        read_frames(folder)
