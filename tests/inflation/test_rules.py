@@ -13,6 +13,7 @@ from medi3d.inflation import KernelPlan, inflate, verify
 from medi3d.inflation.fold import Fold, merge_depth, pad_depth, split_depth
 from medi3d.inflation.network import build
 from medi3d.inflation.rules import AvgPoolRule, ConvRule, MaxPoolRule, find_rule
+from medi3d.inflation.rules.pooling import PoolRule
 
 LAYERS = {
     "conv": nn.Conv2d(3, 4, 3, padding=1),
@@ -212,3 +213,40 @@ def test_fold_refuses_what_is_not_a_volume():
 
     with pytest.raises(ShapeError, match=r"takes \(B, C, D, H, W\)"):
         Fold().fold(torch.zeros(1, 1, 8, 8))
+
+
+POOLS = {
+    **{name: layer for name, layer in LAYERS.items() if name.startswith("max")},
+    "max-same-one": MaxPool2dSame(3, 1),
+    "max-same-two": MaxPool2dSame(2, 2),
+    "max-two": nn.MaxPool2d(2, 2),
+    "max-dilated": nn.MaxPool2d(3, 1, padding=1, dilation=2),
+}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("name", POOLS)
+def test_a_max_pool_in_one_step_is_its_two_halves_and_so_is_its_gradient(name, depth):
+    net3d = build_alone(POOLS[name])
+    rule = net3d.network[1]
+    volume = torch.randn(2, 3, depth, 16, 19, dtype=torch.float64, requires_grad=True)
+    whole = net3d(volume)
+    with torch.no_grad():
+        assert torch.equal(whole, net3d(volume))
+    halves = PoolRule.forward(rule, net3d.fold.fold(volume))
+    assert torch.equal(whole, net3d.fold.unfold(halves))
+    gradient = torch.randn_like(whole)
+    expected = torch.autograd.grad(net3d.fold.unfold(halves), volume, gradient)
+    torch.testing.assert_close(torch.autograd.grad(whole, volume, gradient), expected)
+
+
+@pytest.mark.parametrize("name", [name for name, layer in LAYERS.items() if isinstance(layer, nn.Conv2d)])
+@pytest.mark.parametrize("padding", ["zeros", "replicate"])
+def test_channels_last_memory_changes_no_convolution(name, padding):
+    net3d = build_alone(LAYERS[name], KernelPlan(name="test", padding=padding)).float()
+    volume = torch.randn(1, channels_of(LAYERS[name]), 5, 17, 18)
+    expected = net3d(volume)
+    found = net3d(volume.contiguous(memory_format=torch.channels_last_3d))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(out.square().sum(), net3d.parameters()) for out in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)

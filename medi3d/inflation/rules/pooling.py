@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -13,7 +14,7 @@ from medi3d.inflation.plan import DepthLayer, KernelPlan, LayerGeometry
 from medi3d.inflation.rules.base import Geometry, Kind, Rule, register_rule
 
 torchvision_shim.install()  # before timm, which imports torchvision
-from timm.layers import BlurPool2d  # noqa: E402
+from timm.layers import BlurPool2d, get_same_padding  # noqa: E402
 
 
 class PoolRule(Rule):
@@ -58,9 +59,61 @@ def depth_windows(volume: Tensor, depth: DepthLayer) -> list[Tensor]:
 
 @register_rule(nn.MaxPool2d)
 class MaxPoolRule(PoolRule):
-    """A maximum over space is the maximum over depth of the maxima in-plane."""
+    """A maximum over space is the maximum over depth of the maxima in-plane.
+
+    In training one 3D pool does both where it gives the same: the backward pass of a chain of maxima takes
+    seven times as long (in channels-last memory). Without gradients the two halves are faster.
+    """
 
     kind: ClassVar[Kind] = "max_pool"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B·D, C, H, W)` -> `(B·D', C, H', W')`."""
+        if torch.compiler.is_compiling():  # sizes may be symbols, from which no padding can be chosen
+            return super().forward(x)
+        trained = self.depth.kernel > 1 and x.requires_grad and torch.is_grad_enabled()
+        options = self._options_3d(x.shape) if trained else None
+        if options is not None:
+            volume = split_depth(x, self.fold.batch, self.multiplicity)
+            out = F.max_pool3d(volume, (self.depth.kernel, *self.kernel_2d), **options)
+            return merge_depth(out, self.fold.batch, self.multiplicity)
+        if self.same and self.dilation_2d == (1, 1):
+            with self.fold.pooling():
+                x = F.max_pool2d(
+                    x, self.kernel_2d, self.stride_2d, self._padding_2d(x.shape), self.dilation_2d, True
+                )
+            return self.along_depth(x)
+        return super().forward(x)
+
+    def _padding_2d(self, folded: torch.Size) -> tuple[int, int]:
+        """In-plane padding before; with TensorFlow's "same" windows may reach over the end (ceil mode)."""
+        if not self.same:
+            return to_pair(self.layer.padding)  # type: ignore[arg-type]
+        axes = zip(folded[2:], self.kernel_2d, self.stride_2d, self.dilation_2d, strict=True)
+        height, width = (get_same_padding(*axis) // 2 for axis in axes)
+        return height, width
+
+    def _options_3d(self, folded: torch.Size) -> dict[str, Any] | None:
+        """Options of the 3D pool that equals both halves on a folded tensor of this shape, or None.
+
+        A pool fills with -inf, so slices repeated behind the end are windows that reach over it (ceil mode).
+        """
+        slices = folded[0] // (self.fold.batch * self.multiplicity)
+        leading, _ = self.depth_padding(slices)
+        ceil_mode = self.same or bool(self.layer.ceil_mode)
+        reach = (self.depth.kernel - 1) * self.depth.dilation + 1
+        steps = slices + 2 * leading - reach
+        steps = -(-steps // self.depth.stride) if ceil_mode else steps // self.depth.stride
+        if self.depth.padding == "valid" or steps + 1 != -(-slices // self.depth.stride):
+            return None
+        if leading > self.depth.kernel // 2 or (self.same and self.dilation_2d != (1, 1)):
+            return None  # further than a pool may pad
+        return {
+            "stride": (self.depth.stride, *self.stride_2d),
+            "padding": (leading, *self._padding_2d(folded)),
+            "dilation": (self.depth.dilation, *self.dilation_2d),
+            "ceil_mode": ceil_mode,
+        }
 
     @staticmethod
     def combine(windows: list[Tensor]) -> Tensor:
