@@ -272,9 +272,7 @@ def export(
     to: Annotated[str, typer.Option(help="onnx, or torch (read by torch.export.load).")],
     out: Annotated[Path, typer.Option(help="The file to write: .onnx or .pt2.")],
     size: Annotated[str, typer.Option(help="Depth, height and width of the input, voxels.")] = "64,64,64",
-    dynamic: Annotated[bool, typer.Option("--dynamic", help="Let batch and sizes vary; takes minutes.")] = (
-        False
-    ),
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Let sizes vary; takes minutes.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Write a run's best network, or an artifact's encoder, as a file that runs without medi3d.
@@ -289,7 +287,9 @@ def export(
     shape = whole_triple(size, "--size")
     network = load_artifact(source) if source.is_file() else Predictor.load(load_run(source), source).network
     report = export_network(network, out, to=to, size=shape, dynamic=dynamic)  # type: ignore[arg-type]
-    sizes = "any size with the same remainders" if dynamic else f"inputs of {tuple(report.shape)} only"
+    sizes = f"inputs of {tuple(report.shape)} only"
+    if dynamic:
+        sizes = "any size" if report.any_size else "any size with the same remainders"
     typer.echo(f"wrote {out}: {sizes}; differs from the network by {report.max_rel_error:.1e}")
     write_json(json_file, report.to_dict())
 

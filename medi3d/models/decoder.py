@@ -99,10 +99,14 @@ def fit(x: Tensor, size: Sequence[int]) -> Tensor:
 
     Strided layers start at the first voxel, so sizes that do not divide differ at the far end only.
     """
-    x = x[:, :, : size[0], : size[1], : size[2]]
-    missing = [s - have for s, have in zip(size, x.shape[DEPTH:], strict=True)]
-    if any(missing):
+    have = x.shape[DEPTH:]
+    if any(h < s for h, s in zip(have, size, strict=True)):
+        missing = [max(s - h, 0) for h, s in zip(have, size, strict=True)]
         x = F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate")
+    if not torch.compiler.is_compiling():
+        return x[:, :, : size[0], : size[1], : size[2]]
+    for axis, extent in enumerate(size, start=DEPTH):  # a view would make exporters compare sizes
+        x = x.index_select(axis, torch.arange(extent, device=x.device))
     return x
 
 

@@ -103,6 +103,8 @@ def test_create_encoder_takes_an_artifact(path, encoder):
         ({"in_channels": 2, "weights": "timm"}, "has its weights"),
         ({"in_channels": 1}, "takes 2 channels, not 1"),
         ({"in_channels": 2, "levels": 1}, "has 2 levels, not 1"),
+        ({"in_channels": 2, "plan": "planar"}, "has the plan 'isotropic', not 'planar'"),
+        ({"in_channels": 2, "profile": "centre"}, "has the profile 'mean', not 'centre'"),
     ]:
         with pytest.raises(SourceError, match=message):
             create_encoder(str(path), **options)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from medi3d import torchvision_shim
@@ -124,6 +125,8 @@ class Rule(nn.Module):
             leading = (reach - 1) // 2
         else:
             leading = max(reach - self.depth.stride, 0) // 2
+        if torch.compiler.is_compiling() and not self.same:
+            total = reach - 1  # the same for every depth; a step too short to be taken may be left over
         return leading, total - leading
 
 

@@ -52,7 +52,9 @@ class PoolRule(Rule):
 
 def depth_windows(volume: Tensor, depth: DepthLayer) -> list[Tensor]:
     """The taps of every window along depth of a padded `(B, C, D, H, W)`, each `(B, C, D', H, W)`."""
-    reach = min((depth.kernel - 1) * depth.dilation, volume.shape[2] - 1)  # a clip shorter than the window
+    reach = (depth.kernel - 1) * depth.dilation
+    if depth.padding == "valid":  # a clip may be shorter than the window
+        reach = min(reach, volume.shape[2] - 1)
     end = volume.shape[2] - reach
     return [volume[:, :, tap : end + tap : depth.stride] for tap in range(0, reach + 1, depth.dilation)]
 
