@@ -197,7 +197,7 @@ def load_frames(clip: Clip, settings: ClipSettings) -> Sample:
     Raises:
         DataError: the file is missing or damaged, see `read_frames`.
     """
-    seen = {"side": settings.side, "keep": settings.crop, "rate": settings.rate}
+    seen: dict[str, Any] = {"side": settings.side, "keep": settings.crop, "rate": settings.rate}
     parts = [read_frames(clip.path, **seen)] if settings.streams != "flow" else []
     if settings.streams != "rgb":
         parts.append(read_flow(clip.path, settings.flow_cache or None, **seen))

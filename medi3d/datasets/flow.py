@@ -9,6 +9,7 @@ clip and all settings: a killed run goes on where it stopped, a changed clip is 
 """
 
 import hashlib
+import importlib
 import os
 import zipfile
 from collections.abc import Callable, Iterable
@@ -166,8 +167,7 @@ def _fill_one(path: Path, cache: str | Path | None, settings: dict[str, Any]) ->
 
 def _import_cv2() -> Any:
     try:
-        import cv2
-
+        cv2: Any = importlib.import_module("cv2")
         cv2.optflow.DualTVL1OpticalFlow_create  # noqa: B018 - there only with the contributed modules
     except (ImportError, AttributeError) as error:
         raise DataError(
