@@ -210,6 +210,7 @@ def build(
     fold, pacing = Fold(), _Pacing(net2d, seen)
     network = copy.deepcopy(net2d)
     uses = _uses(network)
+    tied: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     for path, geometry in seen.layers.items():
         layer = network.get_submodule(path)
         first = path in seen.stems
@@ -226,6 +227,7 @@ def build(
         except (PlanError, ShapeError) as error:
             raise type(error)(f"layer {path!r}: {error}") from error
         rule.multiplicity = seen.multiplicity[path]
+        _keep_tie(layer, rule, tied)
         rule.train(layer.training)
         for parent, name in uses[layer]:
             setattr(parent, name, rule)
@@ -236,6 +238,16 @@ def build(
     for path in pacing.hoisted:
         hoist(network.get_submodule(path), fold, in_channels or seen.channels, seen.size)
     return Inflated(network, fold, seen, in_channels or seen.channels, plan, profile), seen
+
+
+def _keep_tie(layer: nn.Module, rule: Rule, tied: dict[int, tuple[nn.Parameter, nn.Parameter]]) -> None:
+    """Let layers that share one kernel share the inflated one too, if it has as many taps in both."""
+    kernel, inflated = getattr(layer, "weight", None), getattr(rule, "weight", None)
+    if layer is rule or not isinstance(kernel, nn.Parameter) or not isinstance(inflated, nn.Parameter):
+        return
+    _, first = tied.setdefault(id(kernel), (kernel, inflated))  # the kernel too: its id must stay taken
+    if first.shape == inflated.shape:
+        rule.weight = first
 
 
 class _Pacing:

@@ -12,6 +12,7 @@ from medi3d.inflation.rules.adopted import AttentionRule, MergingRule
 from medi3d.inflation.rules.base import Rule, find_rule, register_rule
 from medi3d.inflation.rules.convolution import ConvRule, StdConvRule
 from medi3d.inflation.rules.divided import DividedRule
+from medi3d.inflation.rules.generated import GeneratedConvRule
 from medi3d.inflation.rules.joint import JointAllRule
 from medi3d.inflation.rules.pooling import (
     AvgPoolRule,
@@ -35,6 +36,7 @@ __all__ = [
     "DividedRule",
     "DropPathRule",
     "FunctionalPools",
+    "GeneratedConvRule",
     "JointAllRule",
     "MaxPoolRule",
     "MergingRule",

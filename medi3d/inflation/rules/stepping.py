@@ -13,10 +13,12 @@ from medi3d.inflation.rules.base import Geometry, Kind, register_rule
 torchvision_shim.install()  # before timm, which imports torchvision
 from timm.layers.halo_attn import HaloAttn  # noqa: E402
 from timm.models import hieradet_sam2, mvitv2  # noqa: E402
+from timm.models._efficientnet_blocks import CondConvResidual  # noqa: E402
 from timm.models.efficientformer_v2 import Attention2dDownsample  # noqa: E402
 
 _STEP: dict[type[nn.Module], Callable[[Any], Any]] = {
     Attention2dDownsample: lambda block: 2,
+    CondConvResidual: lambda block: block.conv_dw.stride,
     HaloAttn: lambda block: block.block_stride * (1 if isinstance(block.pool, nn.Identity) else 2),
     hieradet_sam2.MultiScaleBlock: lambda block: block.q_stride or 1,
     mvitv2.MultiScaleBlock: lambda block: getattr(block.shortcut_pool_attn, "stride", 1),
