@@ -184,6 +184,30 @@ def classify(
 
 
 @app.command()
+def prepare(
+    config: Annotated[Path, typer.Argument(help="A YAML file; data.root is enough, the rest is chosen.")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for what is written; prepared/NAME if not given.")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="GB that a training step may take; else as the device allows."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that read.")] = os.cpu_count() or 1,
+    json_file: JsonFile = None,
+) -> None:
+    """Check a cohort, print its fingerprint, choose the rest of its config, and cache its cases.
+
+    Example: medi3d prepare cohort.yaml data.root=my_msd_folder data.modality=CT
+    """
+    from medi3d.prepare import default_memory_gb, run_prepare
+
+    memory_gb = default_memory_gb() if memory is None else memory
+    write_json(json_file, run_prepare(config, overrides or [], out, memory_gb=memory_gb, workers=workers))
+
+
+@app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML file, see configs/.")],
     overrides: Overrides = None,

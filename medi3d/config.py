@@ -36,6 +36,34 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
         raise ConfigError(f"{path}: {error}") from error
 
 
+def read_given(path: Path | str, overrides: Sequence[str] = ()) -> DictConfig:
+    """What a YAML file and `overrides` say themselves, without what a config has by default.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, or an override is none.
+    """
+    given = _read(Path(path))
+    _check_overrides(overrides)
+    try:
+        given.merge_with_dotlist(list(overrides))
+        OmegaConf.resolve(given)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+    return given
+
+
+def complete(given: DictConfig) -> Experiment:
+    """The experiment that these keys describe, with defaults for the others.
+
+    Raises:
+        ConfigError: as `load_config`, without the file.
+    """
+    try:
+        return _to_experiment(given)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error)) from error
+
+
 def load_run(folder: Path | str) -> Experiment:
     """The experiment of a run folder, as it was resolved when the run started.
 

@@ -13,6 +13,7 @@ LONGEST = 450
 
 LAYERS = {
     "quickstart": {"config", "console", "transfer", "engine", "models", "weights", "datasets"},
+    "prepare": {"config", "console", "transfer", "engine", "inflation", "datasets"},
     "config": {"transfer"},
     "transfer": {"engine", "models", "weights", "inflation", "datasets"},
     "engine": set(),

@@ -1,0 +1,201 @@
+"""Preparing a cohort: check and describe every case, choose what the config leaves open, fill the cache."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
+
+from medi3d.config import complete, read_given
+from medi3d.console import console, print_rows
+from medi3d.datasets.cache import fill_cache
+from medi3d.datasets.cohort import Cohort, read_cohort
+from medi3d.datasets.fingerprint import Fingerprint, examine_cohort, gather
+from medi3d.datasets.volumes import VolumeSettings
+from medi3d.engine.files import written_aside
+from medi3d.errors import ConfigError, DataError
+from medi3d.inflation.plan import KernelPlan
+from medi3d.transfer.experiment import SegmentationExperiment
+from medi3d.transfer.planning import Choice, plan_data, plan_patch
+
+
+def run_prepare(
+    config: Path, overrides: list[str], out: Path | None, *, memory_gb: float, workers: int
+) -> dict[str, Any]:
+    """Prepare the cohort of a segmentation config.
+
+    Writes into `out`: `fingerprint.json`, `config.yaml` (complete; `medi3d train` takes it), a plan where
+    slices are thick, and `cache/` with every case as the network takes it.
+
+    Args:
+        config: needs `data.root`; what it says is kept, what it leaves open is chosen.
+        overrides: "key=value" in place of the config's.
+        out: the folder; prepared/NAME if None.
+        memory_gb: that a training step may take on the training device.
+        workers: processes that read.
+
+    Returns:
+        The fingerprint, the choices and the paths that were written.
+
+    Raises:
+        ConfigError: the config is no segmentation, or lacks what cannot be chosen.
+        DataError: cases are damaged, all of them named; nothing is cached then.
+    """
+    given = read_given(config, overrides)
+    if given.get("task", "segmentation") != "segmentation" or not OmegaConf.select(given, "data.root"):
+        raise ConfigError(f"{config}: prepare needs task: segmentation and data.root, the cohort")
+    given.task = "segmentation"
+    given.setdefault("name", config.stem)
+    folder = out or Path("prepared") / str(given.name)
+    cohort = read_cohort(given.data.root)
+    _add(given, _listed(cohort, _flat(given)))
+    fingerprint = _examine(cohort, _provisional(given), workers)
+    _write(folder / "fingerprint.json", json.dumps(fingerprint.to_dict(), indent=2))
+    _show(fingerprint)
+    if fingerprint.problems:
+        raise DataError(
+            f"{len(fingerprint.problems)} problems in {given.data.root}, each named above and in "
+            f"{folder / 'fingerprint.json'}; the first: {fingerprint.problems[0]}"
+        )
+    experiment, choices = _choose(given, fingerprint, folder, memory_gb)
+    _fill(cohort, experiment.data, workers)
+    _write(folder / "config.yaml", OmegaConf.to_yaml(given))
+    console.print(f"ready: medi3d train {folder / 'config.yaml'}", soft_wrap=True, highlight=False)
+    return {
+        "fingerprint": fingerprint.to_dict(),
+        "choices": [vars(choice) for choice in choices],
+        "config": str(folder / "config.yaml"),
+    }
+
+
+def default_memory_gb() -> float:
+    """Most of a GPU's memory; half of what the main memory has free, 8 GB at most, without one."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return 0.85 * torch.cuda.get_device_properties(0).total_memory / 2**30
+    return min(8.0, psutil.virtual_memory().available / 2**31)
+
+
+def _listed(cohort: Cohort, given: dict[str, Any]) -> list[Choice]:
+    """What the cohort's own list says."""
+    labels = {name: value for name, value in cohort.labels.items() if value != 0}
+    named = any(key.startswith("data.labels") for key in given)
+    if not labels and not named:
+        raise ConfigError("data.labels: neither given nor in the cohort's list; add {name: value, ...}")
+    choices = [] if named else [Choice("data.labels", labels, "named by the cohort")]
+    if cohort.channels and "data.channels" not in given:
+        choices.append(Choice("data.channels", len(cohort.channels), f"{', '.join(cohort.channels)}"))
+        if "network.in_channels" not in given:
+            choices.append(Choice("network.in_channels", len(cohort.channels), "the cohort's channels"))
+    return choices
+
+
+def _provisional(given: DictConfig) -> VolumeSettings:
+    """Enough to read cases by: neither modality nor normalisation matters yet."""
+    keys = ("labels", "channels", "empty_labels")
+    data = {key: given.data[key] for key in keys if key in given.data}
+    return VolumeSettings(str(given.data.root), "MR", **OmegaConf.to_container(OmegaConf.create(data)))  # type: ignore[arg-type]
+
+
+def _examine(cohort: Cohort, settings: VolumeSettings, workers: int) -> Fingerprint:
+    results = examine_cohort(cohort.cases, settings, workers)
+    return gather(list(_watched(results, "examining", len(cohort.cases))))
+
+
+def _choose(
+    given: DictConfig, fingerprint: Fingerprint, folder: Path, memory_gb: float
+) -> tuple[SegmentationExperiment, list[Choice]]:
+    """Fill `given` in; the experiment that it then describes, and what was chosen."""
+    labels = [str(name) for name in given.data.labels]
+    choices = plan_data(fingerprint, _flat(given), labels)
+    plans = [choice for choice in choices if choice.key == "network.plan"]
+    if plans:
+        plan = KernelPlan.from_spacing(plans[0].value["from_spacing"])
+        _write(folder / "plan.yaml", OmegaConf.to_yaml(OmegaConf.create(plan.to_dict())))
+        choices[choices.index(plans[0])] = replace(plans[0], value=str(folder / "plan.yaml"))
+    choices.append(Choice("data.cache", str(folder / "cache"), "cases are read and resampled once"))
+    _add(given, choices)
+    experiment: Any = complete(given)
+    if OmegaConf.select(given, "data.patch") is None:
+        patch = plan_patch(experiment, fingerprint, memory_gb * 2**30)
+        _add(given, patch)
+        choices += patch
+        experiment = complete(given)
+    rows = [{"key": c.key, "chosen": str(c.value), "because": c.why} for c in choices]
+    print_rows("Chosen; give key=value to have it otherwise", rows)
+    return experiment, choices
+
+
+def _fill(cohort: Cohort, settings: VolumeSettings, workers: int) -> None:
+    results = fill_cache(cohort.cases, settings, workers)
+    problems = [line for line in _watched(results, "resampling", len(cohort.cases)) if line]
+    if problems:
+        raise DataError(f"{len(problems)} cases cannot be prepared: {'; '.join(sorted(problems))}")
+
+
+def _watched(results: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    return track(results, what, total=total, console=console, disable=not console.is_terminal)
+
+
+def _show(fingerprint: Fingerprint) -> None:
+    """Each problem; lowest, middle and highest of everything else (each case is in fingerprint.json)."""
+    for problem in fingerprint.problems:
+        console.print(problem, style="red", soft_wrap=True, highlight=False, markup=False)
+    cases = fingerprint.cases
+    if not cases:
+        return
+    columns: dict[str, list[float]] = {}
+    for axis, name in enumerate(("depth", "height", "width")):
+        columns[f"{name}, voxels"] = [case.shape[axis] for case in cases]
+        columns[f"{name} of a voxel, mm"] = [case.spacing[axis] for case in cases]
+    columns["lowest intensity"] = [case.intensities[0]["low"] for case in cases]
+    columns["highest intensity"] = [case.intensities[0]["high"] for case in cases]
+    labelled = [case for case in cases if case.millilitres]
+    for name in labelled[0].millilitres if labelled else ():
+        columns[f"{name}, ml"] = [case.millilitres[name] for case in labelled]
+        columns[f"{name}, pieces"] = [case.pieces[name] for case in labelled]
+    rows = [
+        {
+            "of each case": name,
+            "lowest": f"{min(v):.4g}",
+            "median": f"{median(v):.4g}",
+            "highest": f"{max(v):.4g}",
+        }
+        for name, v in columns.items()
+    ]
+    files = ", ".join(sorted({case.orientation for case in cases}))
+    print_rows(f"{len(cases)} cases, {len(labelled)} with labels; axes in the files: {files}", rows)
+
+
+def _flat(given: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, of sections and of what is in them."""
+    flat: dict[str, Any] = {}
+    for key, value in given.items():
+        path = prefix + str(key)
+        flat[path] = value
+        if isinstance(value, DictConfig):
+            flat |= _flat(value, path + ".")
+    return flat
+
+
+def _add(given: DictConfig, choices: list[Choice]) -> None:
+    for choice in choices:
+        OmegaConf.update(given, choice.key, choice.value, merge=False, force_add=True)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(path) as aside:
+            aside.write_text(text)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or os.strerror(error.errno or 0)})"
+        ) from error

@@ -1,0 +1,237 @@
+"""From a cohort's fingerprint to a config: every choice with its reason, each only where none was given.
+
+What is chosen follows nnU-Net's heuristics in spirit (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z):
+spacing from the median, patch as large as memory allows, intensities from the labelled voxels.
+"""
+
+import re
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from medi3d.axes import Triple
+from medi3d.datasets.fingerprint import Fingerprint
+from medi3d.engine import distributed
+from medi3d.engine.precision import Precision
+from medi3d.errors import ConfigError, Medi3dError
+from medi3d.transfer.building import make_network, make_task
+from medi3d.transfer.experiment import SegmentationExperiment
+
+THICK = 3.0
+"""Slices more than so many times thicker than in-plane voxels are wide keep their own spacing."""
+
+BATCH = 2
+"""Samples a step: memory goes into the patch first, as in nnU-Net."""
+
+LARGEST_PATCH = 192
+"""Voxels along one axis; beyond it a patch costs more than its context is worth."""
+
+SIDES = re.compile(r"(?<![a-z])(left|right|l|r|lh|rh)(?![a-z])", re.IGNORECASE)
+OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l", "lh": "rh", "rh": "lh"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value for a key of the config, and why it is that."""
+
+    key: str
+    value: Any
+    why: str
+
+
+def plan_data(fingerprint: Fingerprint, given: Mapping[str, Any], labels: Sequence[str]) -> list[Choice]:
+    """Choices for the keys of `data`, `augmentation` and `network` that are not given (patch apart).
+
+    Args:
+        fingerprint: of the cohort.
+        given: dotted keys of the config -> values; what is in it is left as it is.
+        labels: names of the labels.
+
+    Raises:
+        ConfigError: the modality is neither given nor clear from the intensities.
+    """
+    choices = [_modality(fingerprint, given), *_intensities(fingerprint, given), *_grid(fingerprint, given)]
+    pairs = symmetric_pairs(labels)
+    if pairs:
+        names = ", ".join(" / ".join(pair) for pair in pairs)
+        choices.append(Choice("data.symmetric", pairs, f"names of two sides: {names}"))
+        choices.append(
+            Choice("augmentation.flip_axes", ["left-right"], "left and right labels change places with it")
+        )
+    return [choice for choice in choices if choice.key not in given]
+
+
+def _modality(fingerprint: Fingerprint, given: Mapping[str, Any]) -> Choice:
+    lows = [case.intensities[0]["low"] for case in fingerprint.cases]
+    known = given.get("data.modality") or fingerprint.modality
+    if known is None:
+        raise ConfigError(
+            f"data.modality: not given, and not clear from the images (lowest values {min(lows):g} to "
+            f"{max(lows):g}); add data.modality=CT or data.modality=MR"
+        )
+    return Choice("data.modality", known, f"lowest values are {min(lows):g} to {max(lows):g}")
+
+
+def _intensities(fingerprint: Fingerprint, given: Mapping[str, Any]) -> list[Choice]:
+    if _modality(fingerprint, given).value == "MR":
+        why = "MR has no unit: each case by its own percentiles"
+        return [Choice("data.normalisation", {"method": "percentile"}, why)]
+    low, high = (round(value) for value in fingerprint.percentiles(0.5, 99.5))
+    how = {"method": "window", "window": [float(low), float(max(high, low + 1))]}
+    return [Choice("data.normalisation", how, "0.5 and 99.5 percentile of labelled voxels, all cases, HU")]
+
+
+def _grid(fingerprint: Fingerprint, given: Mapping[str, Any]) -> list[Choice]:
+    """Target spacing, and what follows where slices are thick: plan and augmentation."""
+    median = fingerprint.spacing
+    depth, plane = median[0], (median[1] * median[2]) ** 0.5
+    shown = " x ".join(f"{side:.3g}" for side in median)
+    if "data.spacing" not in given and depth > THICK * plane:
+        kept = [float(f"{side:.4g}") for side in median]
+        thick = f"slices are {depth / plane:.1f} times thicker than voxels are wide (over {THICK:g})"
+        return [
+            Choice("data.spacing", kept, f"median of the cohort, not made isotropic: {thick}"),
+            Choice("network.plan", {"from_spacing": kept}, f"depth held back: {thick}"),
+            Choice("augmentation.in_plane", True, thick),
+        ]
+    every = [side for case in fingerprint.cases for side in case.spacing]
+    if max(every) <= 1.01 * min(every):
+        why = f"all voxels are cubes of {median[0]:.3g} mm: nothing is resampled"
+        return [Choice("data.spacing", None, why)]
+    side = float(f"{(median[0] * median[1] * median[2]) ** (1 / 3):.3g}")
+    why = f"isotropic, with as many voxels as the median spacing {shown} mm gives"
+    return [Choice("data.spacing", [side] * 3, why)]
+
+
+def symmetric_pairs(labels: Sequence[str]) -> list[list[str]]:
+    """Pairs of labels that differ in the word for a side only, such as parotid_left and parotid_right."""
+    words = {name: re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", name) for name in labels}  # RightParotid too
+    spoken = {text.lower(): name for name, text in words.items()}
+    pairs: list[list[str]] = []
+    for name, text in words.items():
+        mirrored = SIDES.sub(lambda side: OTHER_SIDE[side.group().lower()], text.lower())
+        other = spoken.get(mirrored)
+        if other is not None and other != name and [other, name] not in pairs:
+            pairs.append([name, other])
+    return pairs
+
+
+def plan_patch(experiment: SegmentationExperiment, fingerprint: Fingerprint, budget: float) -> list[Choice]:
+    """The largest patch whose training step keeps to the memory, as a cube in mm as far as cases reach.
+
+    Measured: a step is run on small patches in a process of its own, its memory taken to grow with the
+    number of voxels, and the patch that follows is run too.
+
+    Args:
+        experiment: with spacing, network and batch size; its patch is not looked at.
+        fingerprint: of the cohort.
+        budget: bytes, on the device on which training runs.
+
+    Raises:
+        Medi3dError: not even the smallest patch fits, or the step fails.
+    """
+    spacing = experiment.data.spacing or list(fingerprint.spacing)
+    extent = [max(1, round(mm / side)) for mm, side in zip(fingerprint.extent, spacing, strict=True)]
+    fixed, rate, patch = 0.0, 0.0, _patch(extent, spacing, voxels=32**3)
+    used, fits = measure_step(experiment, patch), []
+    for _ in range(4):
+        if used <= budget:
+            fits.append((_count(patch), patch, used))
+        # Weights and libraries take their part at any size: two patches tell it from the rate.
+        wanted = 8 * _count(patch) if not rate else int((0.9 * budget - fixed) / rate)
+        larger = _patch(extent, spacing, voxels=min(max(wanted, 1), LARGEST_PATCH**3))
+        if larger in [patch, *(known for _, known, _ in fits)]:
+            break
+        more = measure_step(experiment, larger)
+        rate = max((more - used) / (_count(larger) - _count(patch)), 1.0)
+        fixed, used, patch = more - rate * _count(larger), more, larger
+    if fits:
+        _, patch, used = max(fits)
+        why = (
+            f"{used / 2**30:.1f} GB of {budget / 2**30:.1f} GB measured for a step of "
+            f"{experiment.training.batch_size}; cases have {' x '.join(map(str, extent))} voxels"
+        )
+        return [Choice("data.patch", list(patch), why)]
+    raise Medi3dError(
+        f"a training step on {' x '.join(map(str, patch))} voxels takes {used / 2**30:.1f} GB, more than "
+        f"the {budget / 2**30:.1f} GB allowed; give more with --memory, or take a smaller network"
+    )
+
+
+def _patch(extent: Sequence[int], spacing: Sequence[float], voxels: int, multiple: int = 16) -> Triple:
+    """Of at most so many voxels: an equal size in mm along each axis, as far as the case reaches."""
+
+    def of_edge(mm: float) -> Triple:
+        sides = [min(mm / side, n, LARGEST_PATCH) for side, n in zip(spacing, extent, strict=True)]
+        # Up where the whole case is seen, down elsewhere, to what the strides of an encoder divide.
+        steps = [multiple if n >= multiple else 4 for n in extent]
+        depth, height, width = (
+            max(step, (-(-n // step) if side >= n else int(side) // step) * step)
+            for side, n, step in zip(sides, extent, steps, strict=True)
+        )
+        return (int(depth), int(height), int(width))
+
+    low, high = 1.0, max(n * side for n, side in zip(extent, spacing, strict=True)) + 1
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _count(of_edge(middle)) <= voxels else (low, middle)
+    return of_edge(low)
+
+
+def _count(patch: Triple) -> int:
+    return patch[0] * patch[1] * patch[2]
+
+
+def measure_step(experiment: SegmentationExperiment, patch: Triple) -> int:
+    """Bytes that one training step takes on the training device, weights and optimiser included.
+
+    Raises:
+        Medi3dError: the step fails, for want of memory for one.
+    """
+    context = get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_step, args=(experiment, patch, theirs))
+    process.start()
+    theirs.close()
+    try:
+        answer = ours.recv()
+    except EOFError:
+        answer = f"it was ended from outside (exit code {process.exitcode}), for want of memory most likely"
+    process.join()
+    if isinstance(answer, str):
+        raise Medi3dError(f"a training step on a patch of {' x '.join(map(str, patch))} fails: {answer}")
+    return int(answer)
+
+
+def _step(experiment: SegmentationExperiment, patch: Triple, answer: Any) -> None:
+    device = distributed.local_device()
+    precision = Precision.choose(experiment.training.precision, device)
+    before = _peak_bytes(device)
+    try:
+        experiment = replace(experiment, data=replace(experiment.data, patch=list(patch)))
+        task = make_task(experiment)
+        network = precision.place_network(make_network(experiment, task, pretrained=False)).train()
+        optimiser = torch.optim.AdamW(network.parameters())
+        shape = (experiment.training.batch_size, experiment.data.channels, *patch)
+        label = torch.zeros((shape[0], 1, *patch), dtype=torch.uint8, device=device)
+        for _ in range(2):  # the optimiser's moments exist from the second step on
+            with precision.autocast():
+                logits = network(precision.place(torch.rand(shape)))
+            task.loss(logits, label).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        answer.send(_peak_bytes(device) - before)
+    except Exception as error:  # every failure must reach the parent, as a line
+        answer.send(" ".join(str(error).split())[:300] or type(error).__name__)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
