@@ -111,11 +111,11 @@ def _moved_on(band: Tensor, slices: int) -> Tensor:
     return band
 
 
-def mirrored(network: Network, axes: Sequence[str]) -> Network:
+def mirrored(network: Network, axes: Sequence[str], swaps: Sequence[tuple[int, int]] = ()) -> Network:
     """`network` with its logits averaged over all mirrorings of the axes "depth", "height" or "width".
 
-    As in nnU-Net, each window is mirrored. Mirrored left and right labels change places unseen: name
-    "width" only where no label has a side.
+    As in nnU-Net, each window is mirrored. `swaps` are pairs of classes that change places with left and
+    right: an organ that has a side and is not among them makes mirroring along "width" wrong.
     """
     flips: list[list[int]] = [[]]
     for axis in axes:
@@ -124,10 +124,18 @@ def mirrored(network: Network, axes: Sequence[str]) -> Network:
     def averaged(windows: Tensor) -> Tensor:
         total = network(windows).float()
         for flip in flips[1:]:
-            total = total + network(windows.flip(flip)).float().flip(flip)
+            logits = network(windows.flip(flip)).float().flip(flip)
+            total = total + (logits[:, _swapped(logits.shape[1], swaps)] if WIDTH in flip else logits)
         return total / len(flips)
 
     return averaged if len(flips) > 1 else network
+
+
+def _swapped(classes: int, swaps: Sequence[tuple[int, int]]) -> list[int]:
+    order = list(range(classes))
+    for one, other in swaps:
+        order[one], order[other] = other, one
+    return order
 
 
 def placed(network: nn.Module, precision: Precision) -> Network:

@@ -81,7 +81,8 @@ class Predictor:
     @property
     def run(self) -> Network:
         """The network as windows are given to it: placed, in its precision, mirrored."""
-        return mirrored(placed(self.network, self.precision), self.mirror)
+        data = self.experiment.data if isinstance(self.experiment, SegmentationExperiment) else None
+        return mirrored(placed(self.network, self.precision), self.mirror, data.swaps if data else ())
 
     def logits(self, image: Tensor) -> Tensor:
         """Logits `(classes, ...)` of one image or clip `(C, D, H, W)`."""

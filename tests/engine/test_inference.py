@@ -68,6 +68,16 @@ def test_mirroring_is_undone(axes):
     torch.testing.assert_close(mirrored(Threshold(), axes)(image), Threshold()(image))
 
 
+def test_a_class_with_a_side_is_told_by_its_side_in_the_mirror_too():
+    def sides(x):  # class 1 is the left half, class 2 the right one, whatever the image
+        left = (torch.arange(x.shape[-1]) < x.shape[-1] / 2).expand(x.shape).float()
+        return torch.cat([torch.zeros_like(x), left, 1 - left], dim=1)
+
+    image = torch.zeros(1, 1, 4, 5, 6)
+    torch.testing.assert_close(mirrored(sides, ["width", "depth"], [(1, 2)])(image), sides(image))
+    assert not torch.allclose(mirrored(sides, ["width"])(image), sides(image))
+
+
 def test_mirroring_averages_what_differs():
     position = torch.linspace(-1, 1, 6).expand(1, 1, 4, 5, 6)
     logits = mirrored(lambda x: Threshold()(x + position), ["width"])(torch.zeros(1, 1, 4, 5, 6))
