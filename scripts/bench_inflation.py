@@ -39,6 +39,8 @@ SHALLOW, DEEP = 8, 32
 """Slices of the two proofs; the deep one has more where the stride along depth asks for it."""
 
 GIBIBYTE = 2**30
+LARGE = 150e6
+"""Parameters above which a network, four times in memory as float64, passes the limit."""
 
 
 @dataclass
@@ -50,7 +52,8 @@ class Row:
     """exact, refused (with a reason), WRONG (inflated, yet not exact), failed (no answer in time)."""
     model: str = ""
     kind: str = ""
-    """features: `timm:NAME`, a list of maps; tokens: `forward_features`, where timm has no maps for it."""
+    """features: `timm:NAME`, a list of maps; first levels: of a network above `LARGE`, as few blocks as they
+    need; tokens: `forward_features`, where timm has no maps for it."""
     parameters: int = 0
     size: int = 0
     multiple: int = 1
@@ -136,11 +139,16 @@ def smallest_member(family: str) -> str:
 def build(model: str) -> tuple[Any, str]:
     """The 2D network as medi3d builds it; where timm has no feature maps for it, its `forward_features`."""
     import timm
+    import torch
 
     from medi3d.errors import SourceError
     from medi3d.models.registry import build_source
 
+    with torch.device("meta"):
+        large = sum(p.numel() for p in timm.create_model(model).parameters()) > LARGE
     try:
+        if large:
+            return build_source(f"timm:{model}", levels=3), "first levels"
         return build_source(f"timm:{model}"), "features"
     except SourceError:
         net = timm.create_model(model, num_classes=0)
@@ -274,7 +282,7 @@ def cells(row: Row) -> list[str]:
     needs = f", depth a multiple of {row.multiple}" if row.multiple > 1 else ""
     return [
         row.family,
-        row.model + ("" if row.kind != "tokens" else " (tokens)"),
+        row.model + ("" if row.kind == "features" else f" ({row.kind})"),
         f"{row.parameters / 1e6:.1f}",
         str(row.size),
         f"{row.status}{needs}{row.reason and ': ' + row.reason}",
