@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from medi3d import __version__
 from medi3d.axes import Triple
 from medi3d.datasets.dicom_seg import write_seg
 from medi3d.datasets.files import VolumeHeader, read_header, write_mask
@@ -188,7 +188,7 @@ class _Batch:
             write_mask(mask, scan.images[0], scan.target)
             if scan.seg is not None:
                 values = {name: settings.labels[name] for name in settings.label_names}
-                write_seg(mask, values, scan.images[0], scan.seg, version=__version__)
+                write_seg(mask, values, scan.images[0], scan.seg, version=version("medi3d"))
             self.records.add(scan, read.key, _rows(scan, segmentation, settings))
             log.info(f"{scan.images[0]} -> {scan.target}")
         finally:
