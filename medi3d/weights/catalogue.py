@@ -103,6 +103,28 @@ def _medicalnet(depth: int, datasets: int) -> "WeightsRow":
     )
 
 
+def _i3d_checkpoint(name: str, folder: str, trained: str) -> WeightsRow:
+    """A TensorFlow checkpoint of google-deepmind/kinetics-i3d: its two files, in a folder of its name."""
+    flow, kinetics600 = folder.startswith("flow"), folder.endswith("kin600")
+    stream = "optical flow (TV-L1)" if flow else "RGB"
+    channels = 2 if flow else 3
+    return WeightsRow(
+        name=name,
+        source="inception_v1",
+        description=f"I3D, {stream}, {folder}: {trained}; top-1 / top-5 as published",
+        licence="Apache-2.0",
+        paper=_I3D_PAPER,
+        dimensions=3,
+        contract=InputContract((0.5,) * channels, (0.5,) * channels, channels="UV" if flow else "RGB"),
+        padding=_TF_SAME,
+        keymap="i3d_kinetics600" if kinetics600 else f"i3d_tensorflow_{'flow' if flow else 'rgb'}",
+        file=f"{folder}/model.ckpt.index",
+        url=f"https://github.com/google-deepmind/kinetics-i3d (data/checkpoints/{folder}, both files)",
+        classes=f"kinetics{600 if kinetics600 else 400}_classes.txt",
+        note="every tensor is held against the CRC-32C of the published index",
+    )
+
+
 _ROWS = (
     WeightsRow(
         name="imagenet/efficientnet-lite0",
@@ -147,20 +169,14 @@ _ROWS = (
         ),
         classes="kinetics400_classes.txt",
     ),
-    WeightsRow(
-        name="kinetics400/i3d-flow",
-        source="inception_v1",
-        description="I3D, optical flow (TV-L1), trained on Kinetics-400; a TensorFlow checkpoint",
-        licence="Apache-2.0",
-        paper=_I3D_PAPER,
-        dimensions=3,
-        contract=InputContract(mean=(0.5,) * 2, std=(0.5,) * 2, channels="UV"),
-        padding=_TF_SAME,
-        keymap="i3d_tensorflow_flow",
-        file="i3d-flow-scratch.safetensors",
-        url="https://github.com/google-deepmind/kinetics-i3d (data/checkpoints/flow_scratch)",
-        classes="kinetics400_classes.txt",
+    _i3d_checkpoint(
+        "kinetics400/i3d-rgb-imagenet", "rgb_imagenet", "ImageNet, then Kinetics-400 (71.1 / 89.3 %)"
     ),
+    _i3d_checkpoint("kinetics400/i3d-flow", "flow_scratch", "Kinetics-400 alone (61.5 / 83.4 %)"),
+    _i3d_checkpoint(
+        "kinetics400/i3d-flow-imagenet", "flow_imagenet", "ImageNet, then Kinetics-400 (63.4 / 84.9 %)"
+    ),
+    _i3d_checkpoint("kinetics600/i3d-rgb", "rgb_scratch_kin600", "Kinetics-600 alone"),
     *(_medicalnet(depth, 8) for depth in MEDICALNET_DEPTHS),
     *(_medicalnet(depth, 23) for depth in (10, 18, 34, 50)),
     WeightsRow(
@@ -262,7 +278,7 @@ def find_weights(row: WeightsRow) -> Path:
         if not path.is_file():
             continue
         # What lies in the cache was verified before it was converted to .safetensors.
-        if path.name != row.file or row.sha256 in (None, file_sha256(path)):
+        if path.name != Path(row.file).name or row.sha256 in (None, file_sha256(path)):
             return path
         wrong.append(path)
     if wrong:

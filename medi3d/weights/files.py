@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medi3d.errors import WeightsError
+from medi3d.weights.tensorflow import read_checkpoint
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".ckpt")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".index")
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network_weights")
 _PARALLEL = "module."
@@ -30,7 +31,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
     Read: `.safetensors`; `.pt`, `.pth`, `.tar` written by `torch.save`, a state dict alone or under
     "state_dict", "model", "net" or "network_weights"; `.ckpt`, a pickle of nested dictionaries of NumPy
-    arrays. A "module." before every name is left out.
+    arrays; `.index`, TensorFlow's, with its data file beside it. A "module." before every name is left out.
 
     Raises:
         WeightsError: the file is missing, empty, damaged, of another kind, or asks for code to be run.
@@ -47,7 +48,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: the weights file is empty")
     if path.suffix == ".safetensors":
         return _without_prefix(_read_safetensors(path))
-    tensors = _read_array_pickle(path) if path.suffix == ".ckpt" else _read_torch(path)
+    readers = {".ckpt": _read_array_pickle, ".index": read_checkpoint}
+    tensors = readers.get(path.suffix, _read_torch)(path)
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors")
     return _without_prefix(tensors)

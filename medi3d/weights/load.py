@@ -150,6 +150,11 @@ class _Loader:
         unknown = [key for key in unknown if not (keymap is None and self._is_expected_missing(key))]
         if unknown:
             raise WeightsError(f"{self.path}: {_first_few(unknown)} of the file has no place in the network")
+        scaled = [k for k in published if keymap and keymap.must_be_one(k) and not (published[k] == 1).all()]
+        if scaled:
+            raise WeightsError(
+                f"{self.path}: {_first_few(scaled)} of the file must be one, the norms here have no scale"
+            )
         places = {key: table.get(key) for key in published}
         return {key: ours if ours in self.ours else None for key, ours in places.items()}
 

@@ -4,14 +4,24 @@ import json
 
 import google_crc32c
 import pytest
+import torch
 
 from medi3d.inflation import KernelPlan
 from medi3d.inflation.network import build
 from medi3d.models.inception import InceptionV1Classifier
+from medi3d.weights.catalogue import list_weights, read_classes
 from medi3d.weights.files import read_tensors
-from medi3d.weights.keymaps import i3d_jax, i3d_tensorflow
+from medi3d.weights.keymaps import (
+    get_keymap,
+    i3d_jax,
+    i3d_kinetics600,
+    i3d_tensorflow,
+    kinetics_i3d_pytorch,
+    pytorch_i3d,
+)
 from medi3d.weights.load import load_weights
 
+ROWS = [row for row in list_weights() if row.file and row.file.endswith("model.ckpt.index")]
 INDICES = ("rgb_imagenet", "rgb_scratch", "flow_imagenet", "flow_scratch")
 
 
@@ -57,6 +67,31 @@ def test_the_table_names_every_variable_of_the_published_indices(index, name):
     assert set(i3d_tensorflow(scope).table) == {variable["name"] for variable in index(name)}
 
 
-def test_both_tables_fill_the_same_tensors_of_the_network():
+def test_every_variable_of_kinetics_600_is_mapped_or_a_slot_of_the_optimiser(index):
+    keymap, names = i3d_kinetics600(), {variable["name"] for variable in index("rgb_scratch_kin600")}
+    slots = {name for name in names if keymap.drops(name)}
+    assert (len(names), len(slots)) == (346, 116)
+    assert set(keymap.table) == names - slots
+    assert all(name.endswith("/Momentum") for name in slots)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_published_shape_is_that_of_our_tensor(index, row):
+    """Each variable, by its row's key map, fits the network that the row says, and fills all of it."""
+    net2d = InceptionV1Classifier(len(read_classes(row)), in_channels=len(row.contract.channels))
+    ours = {k: t.shape for k, t in net2d.state_dict().items() if "num_batches_tracked" not in k}
+    ours = {
+        k: (*s[:2], s[-1], *s[2:]) if len(s) == 4 else tuple(s) for k, s in ours.items()
+    }  # as deep as wide
+    keymap, filled = get_keymap(row.keymap), {}
+    for variable in index(row.file.split("/")[0]):
+        if not keymap.drops(variable["name"]):
+            key = keymap.table[variable["name"]]
+            filled[key] = tuple(keymap.to_our_layout(key, torch.empty(variable["shape"])).shape)
+    assert filled == ours
+
+
+@pytest.mark.parametrize("keymap", [i3d_jax, pytorch_i3d, kinetics_i3d_pytorch])
+def test_all_tables_fill_the_same_tensors_of_the_network(keymap):
     ours = {k for k in InceptionV1Classifier().state_dict() if "num_batches_tracked" not in k}
-    assert set(i3d_jax().table.values()) == set(i3d_tensorflow().table.values()) == ours
+    assert set(keymap().table.values()) == set(i3d_tensorflow().table.values()) == ours

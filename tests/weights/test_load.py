@@ -9,7 +9,7 @@ from medi3d.errors import WeightsError
 from medi3d.inflation import KernelPlan, adapt_channels, inflate, inflate_kernel
 from medi3d.inflation.network import build
 from medi3d.models.inception import InceptionV1, InceptionV1Classifier
-from medi3d.weights.keymaps import KeyMap
+from medi3d.weights.keymaps import KeyMap, get_keymap
 from medi3d.weights.load import load_weights
 
 
@@ -187,3 +187,33 @@ def test_i3d_with_another_head_must_be_asked_for(weights):
         load_weights(network, "kinetics400/i3d-rgb")
     report = load_weights(network, "kinetics400/i3d-rgb", expect_missing=("Logits.*",))
     assert report.fresh == ["Logits.Conv3d_0c_1x1.weight", "Logits.Conv3d_0c_1x1.bias"]
+
+
+@pytest.fixture(params=["pytorch_i3d", "kinetics_i3d_pytorch"])
+def port(request):
+    """A key map of a PyTorch port, and tensors under its names: those of a network of ours, scales of one."""
+    ours, keymap = InceptionV1Classifier().state_dict(), get_keymap(request.param)
+    norm = keymap.ones[0].split(".")[1]
+    tensors = {name: ours[key].clone() for name, key in keymap.table.items()}
+    tensors |= {
+        n.replace("running_var", "weight"): torch.ones_like(t) for n, t in tensors.items() if norm in n
+    }
+    tensors |= {n: torch.rand_like(t) for n, t in tensors.items() if n.endswith(f"{norm}.bias")}
+    return request.param, tensors
+
+
+def test_weights_of_the_pytorch_ports_fill_i3d(published, port):
+    name, tensors = port
+    network = InceptionV1Classifier()
+    report = load_weights(network, published(tensors)[0], keymap=name)
+    assert (len(report.matched), len(report.dropped), report.fraction) == (230, 57, 1)
+    ours = network.state_dict()
+    assert all(torch.equal(ours[key], tensors[n]) for n, key in get_keymap(name).table.items())
+
+
+def test_a_trained_scale_of_a_port_is_not_lost_in_silence(published, port):
+    name, tensors = port
+    scale = next(key for key in tensors if key.endswith(".weight") and "conv3d.weight" not in key)
+    tensors[scale][0] = 1.5
+    with pytest.raises(WeightsError, match="of the file must be one, the norms here have no scale"):
+        load_weights(InceptionV1Classifier(), published(tensors)[0], keymap=name)
