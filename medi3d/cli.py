@@ -368,7 +368,7 @@ def doctor(json_file: JsonFile = None) -> None:
 
 @app.command()
 def quickstart(
-    config: Annotated[Path, typer.Argument(help="What is trained.")] = Path("configs/quickstart.yaml"),
+    config: Annotated[Path, typer.Argument(help="A comparison.")] = Path("configs/compare/quickstart.yaml"),
     out: Annotated[Path, typer.Option(help="Folder for runs, masks and page.")] = Path("runs/quickstart"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is there already.")] = False,
     json_file: JsonFile = None,

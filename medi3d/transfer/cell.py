@@ -89,6 +89,6 @@ def _read_cases(path: Path) -> list[dict[str, Any]]:
     # Not by read_table: a case named 010 is not the number ten.
     with path.open(newline="") as file:
         return [
-            {name: cell if name in ("case", "label") else float(cell) for name, cell in row.items()}
+            {name: cell if name in ("case", "label") else float(cell or "nan") for name, cell in row.items()}
             for row in csv.DictReader(file)
         ]

@@ -31,7 +31,8 @@ LOST = f"its process was lost {ATTEMPTS} times: out of memory?"
 
 def local_workers(threads: int) -> int:
     """As many as there are GPUs, or as the cores give `threads` to each."""
-    return torch.cuda.device_count() or max(1, len(os.sched_getaffinity(0)) // threads)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.cuda.device_count() or max(1, cores // threads)
 
 
 class LocalExecutor:
@@ -149,10 +150,12 @@ def make_executor(name: str, workers: int | None, gpus: float) -> Executor:
     """The executor of that name.
 
     Raises:
-        ConfigError: it is unknown, or not installed.
+        ConfigError: it is unknown or not installed, or cannot take `workers`.
     """
     if name == "local":
         return LocalExecutor(workers)
     if name == "ray":
+        if workers is not None:
+            raise ConfigError("--workers is for the executor local; Ray knows its own")
         return RayExecutor(gpus)
     raise ConfigError(f"--executor is {name!r}: one of {', '.join(EXECUTORS)}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -112,7 +113,8 @@ class Grid:
         if not search.rates:
             return {}
         budget = search.budget or next(iter(comparison.budgets))
-        labels = comparison.labels[-1] if search.labels is None else search.labels
+        most = max(comparison.labels, key=lambda count: count or math.inf)
+        labels = most if search.labels is None else search.labels
         seed = comparison.seeds[0]
         series = dict.fromkeys(point.series for name in comparison.groups for point in self._points(name))
         return {

@@ -20,7 +20,10 @@ def answer(findings: Sequence["Finding"]) -> str:
     better, worse, unseen = (verdicts[word] for word in ("better", "worse", "no difference seen"))
     if not better + worse:
         detectable = 100 * statistics.median(finding.effect.detectable for finding in findings)
-        none = f"No difference seen in any of {_comparisons(len(findings))}"
+        count = len(findings)
+        none = (
+            f"No difference seen in {'the one comparison' if count == 1 else f'any of {count} comparisons'}"
+        )
         if detectable >= 100:
             return f"{none}; so few seeds and cases cannot show one."
         return (

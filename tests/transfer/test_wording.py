@@ -24,7 +24,7 @@ def finding(mean, labels=4):
     ("means", "words"),
     [
         ([], "No arm can be compared"),
-        ([0.0], "No difference seen in any of 1 comparison;"),
+        ([0.0], "No difference seen in the one comparison;"),
         (
             [0.0, 0.05],
             "Of 2 comparisons with the reference, the arm was better in 1, and no difference was seen in 1",
