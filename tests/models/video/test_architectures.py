@@ -78,7 +78,7 @@ def test_r2plus1d_is_torchvisions():
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    "frames", [8, pytest.param(20, marks=pytest.mark.slow)], ids=["one window", "shifted"]
+    "frames", [8, pytest.param(32, marks=pytest.mark.slow)], ids=["one window", "shifted"]
 )
 def test_video_swin_is_torchvisions(frames):
     theirs, ours = swin3d_t(num_classes=4).eval(), create_classifier("video_swin_tiny", num_classes=4).eval()
