@@ -85,8 +85,13 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 
 def _build_timm(name: str, levels: int | None, pretrained: bool) -> nn.Module:
-    wanted: dict[str, Any] = {} if levels is None else {"out_indices": tuple(range(levels))}
+    wanted: dict[str, Any] = {}
     try:
+        if levels is not None:  # the first of those that timm gives: for a transformer its last blocks
+            maps = timm.create_model(name, features_only=True).feature_info.out_indices
+            if levels > len(maps):
+                raise SourceError(f"levels is {levels}, but it has {len(maps)} feature maps")
+            wanted["out_indices"] = tuple(maps[:levels])
         net: Any = timm.create_model(name, features_only=True, pretrained=pretrained, **wanted)
         if str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC"):
             # Channels last: timm's other way of taking features turns them.

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from medi3d.errors import SourceError, WeightsError
+from medi3d.inflation import KernelPlan
 from medi3d.models import artifact, registry
 from medi3d.models.artifact import load_artifact, read_description, save_artifact
 from medi3d.models.encoders import create_encoder
@@ -81,6 +82,22 @@ def test_a_timm_network_with_fewer_levels_comes_back(path):
     again = load_artifact(save_artifact(encoder, path))
     assert again.out_channels == encoder.out_channels
     assert again.report.exactness.exact
+
+
+@pytest.mark.parametrize("levels", [None, 2], ids=["all levels", "two"])
+def test_a_transformer_with_attention_over_depth_comes_back(path, levels):
+    """timm gives the last maps of a transformer: the first of them are not those of its first blocks."""
+    plan = KernelPlan("mine", kernel=1, stride=1, attention="all", attention_form="divided")
+    encoder = create_encoder("timm:test_vit", levels=levels, plan=plan)
+    again = load_artifact(save_artifact(encoder, path))
+    assert again.report.plan == plan
+    assert again.report.exactness.exact
+    assert again.report.exactness.can_mix_depth
+    with torch.no_grad():
+        again.network.model.blocks[0].temporal_fc.weight.normal_()
+    trained = load_artifact(save_artifact(again, path))
+    assert trained.report.exact_on == "never"
+    assert not trained.report.exactness.exact
 
 
 def test_the_description_says_all_that_is_known(path, encoder):
