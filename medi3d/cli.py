@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medi3d.errors import Medi3dError, SourceError
+from medi3d.errors import ConfigError, Medi3dError, SourceError
 from medi3d.options import (
     Fps,
     InChannels,
@@ -227,6 +227,30 @@ def train(
     last = run_training(experiment, folder, resume=resume)
     if int(os.environ.get("RANK", 0)) == 0:  # of torchrun's processes, one speaks
         typer.echo(f"{folder}: best validation score {last['best']:.4f} after {last['step']} steps")
+        write_json(json_file, last)
+
+
+@app.command()
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="A YAML file, see configs/pretraining/.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs"),
+    json_file: JsonFile = None,
+) -> None:
+    """Pretrain an encoder on volumes without labels; it is kept as runs/NAME/encoder.safetensors.
+
+    Example: medi3d pretrain configs/pretraining/i3d_restoration.yaml training.steps=200
+    """
+    from medi3d.config import load_config
+    from medi3d.transfer.training import run_training
+
+    experiment = load_config(config, overrides or [])
+    if experiment.task != "pretraining":
+        raise ConfigError(f"{config}: task is {experiment.task!r}; `medi3d train` is for that")
+    last = run_training(experiment, runs / experiment.name, resume=resume)
+    if int(os.environ.get("RANK", 0)) == 0:
+        typer.echo(f"{last['artifact']}: sha256 {last['sha256']}, after {last['steps']} steps")
         write_json(json_file, last)
 
 

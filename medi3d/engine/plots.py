@@ -84,6 +84,21 @@ def plot_confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str], pat
     _save(figure, path)
 
 
+def plot_pretext(rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
+    """The middle slice of some patches of a pretraining: shown, answered, right; each `(D, H, W)`."""
+    figure = Figure(figsize=(7, 2.4 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), 3, squeeze=False)
+    for line, parts in zip(grid, rows, strict=True):
+        low, high = parts[2].min(), parts[2].max()
+        ranges = ((-1, 1), (low, high), (low, high))
+        for axes, part, title, (least, most) in zip(
+            line, parts, ("shown", "answer", "right"), ranges, strict=True
+        ):
+            axes.imshow(part[len(part) // 2], cmap="gray", vmin=least, vmax=most, interpolation="nearest")
+            axes.set(title=title, xticks=[], yticks=[])
+    _save(figure, path)
+
+
 def _fullest_slice(mask: np.ndarray, axis: int) -> int:
     """Index of the slice across `axis` with the most labelled voxels; the middle one where there is none."""
     counts = (mask > 0).sum(axis=tuple(other for other in range(3) if other != axis))

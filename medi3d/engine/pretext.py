@@ -1,4 +1,4 @@
-"""Pretraining as a task of the engine: restore what was taken away, or segment images drawn from label maps."""
+"""Pretraining as a task of the engine: restore what was taken away, or segment drawn images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,11 +54,6 @@ class PretextSettings:
         values = [value for group in self.labels.values() for value in group]
         if len(set(values)) < len(values):
             raise ConfigError("pretext.labels names a value twice; each belongs to one name")
-
-    @property
-    def outputs(self) -> int | None:
-        """Channels that the network must give; None: as many as the volumes have."""
-        return len(self.labels) + 1 if self.kind == "synthetic" else None
 
 
 def pretext(settings: PretextSettings, channels: int, patch: Triple) -> Task:

@@ -80,7 +80,9 @@ def create_encoder(
             read_weights=read_weights,
         )
     net2d = _source_network(source, weights, levels, read_weights)
-    unread = not read_weights and str(weights).startswith("file:")  # it says nothing of its input
+    # Of files only .safetensors, which may be an artifact, can say what input its weights expect.
+    plain = str(weights).startswith("file:") and not str(weights).endswith(".safetensors")
+    unread = not read_weights and plain
     row = None if weights in (None, "timm") or unread else get_row(weights)
     if row is not None and read_weights:
         find_weights(row)  # told now if it is missing: 3D weights are read after the proof

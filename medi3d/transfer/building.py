@@ -5,11 +5,20 @@ from torch import nn
 
 from medi3d.axes import to_triple
 from medi3d.datasets.clips import read_clip_list
+from medi3d.engine.pretext import pretext
 from medi3d.engine.task import Task, classification, segmentation
 from medi3d.errors import ConfigError
 from medi3d.models.networks import build_network
 from medi3d.transfer.data import label_names
-from medi3d.transfer.experiment import ClassificationExperiment, Experiment, SegmentationExperiment
+from medi3d.transfer.experiment import (
+    ClassificationExperiment,
+    Experiment,
+    PretrainingExperiment,
+    SegmentationExperiment,
+)
+from medi3d.transfer.norms import convert_norms
+from medi3d.transfer.pretraining import pretext_network
+from medi3d.transfer.strategies import CONVERSIONS
 
 
 def make_task(experiment: Experiment) -> Task:
@@ -19,6 +28,9 @@ def make_task(experiment: Experiment) -> Task:
         return segmentation(label_names(experiment.data), window, overlap=experiment.prediction.overlap)
     if isinstance(experiment, ClassificationExperiment):
         return classification(read_clip_list(experiment.data).classes)
+    if isinstance(experiment, PretrainingExperiment):
+        patch = to_triple(experiment.data.patch, "data.patch")
+        return pretext(experiment.pretext, experiment.network.in_channels, patch)
     raise ConfigError(f"task is {experiment.task!r}: unknown")
 
 
@@ -27,4 +39,10 @@ def make_network(experiment: Experiment, task: Task, *, pretrained: bool = True)
     if experiment.strategy == "original":
         experiment = experiment.without_pretraining()
     torch.manual_seed(experiment.seed)
-    return build_network(experiment.network, task.name, len(task.classes), read_weights=pretrained)
+    if isinstance(experiment, PretrainingExperiment):
+        network = pretext_network(experiment.network, len(task.classes), read_weights=pretrained)
+    else:
+        network = build_network(experiment.network, task.name, len(task.classes), read_weights=pretrained)
+    if experiment.tuning.batchnorm in CONVERSIONS:
+        convert_norms(network.encoder, experiment.tuning.batchnorm)  # type: ignore[arg-type]
+    return network

@@ -31,7 +31,13 @@ from medi3d.engine import distributed
 from medi3d.engine.log import console
 from medi3d.engine.settings import TrainingSettings
 from medi3d.errors import ConfigError, DataError
-from medi3d.transfer.experiment import ClassificationExperiment, Experiment, SegmentationExperiment
+from medi3d.transfer.experiment import (
+    ClassificationExperiment,
+    Experiment,
+    PretrainingExperiment,
+    SegmentationExperiment,
+)
+from medi3d.transfer.pretraining import PretextSamples
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,9 @@ def prepare_data(experiment: Experiment) -> Data:
         return _volumes(experiment)
     if isinstance(experiment, ClassificationExperiment):
         return _clips(experiment)
+    if isinstance(experiment, PretrainingExperiment):
+        samples = PretextSamples(experiment)
+        return Data(*samples.split(), samples.load, samples.change, samples.whole)
     raise ConfigError(f"task is {experiment.task!r}: no data is known for it")
 
 

@@ -7,11 +7,13 @@ from omegaconf import MISSING
 
 from medi3d.datasets.augmentation import AugmentationSettings
 from medi3d.datasets.clips import ClipSettings
+from medi3d.datasets.unlabelled import UnlabelledSettings
 from medi3d.datasets.volumes import VolumeSettings
+from medi3d.engine.pretext import PretextSettings
 from medi3d.engine.settings import PredictionSettings, TrainingSettings
 from medi3d.errors import ConfigError
 from medi3d.models.networks import NetworkSettings
-from medi3d.transfer.strategies import check_strategy
+from medi3d.transfer.strategies import CONVERSIONS, TuningSettings, check_strategy
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Experiment:
     """
 
     task: str = MISSING
-    """segmentation | classification"""
+    """segmentation | classification | pretraining"""
     name: str = MISSING
     """of the run, and of its folder: runs/NAME"""
     seed: int = 0
@@ -32,17 +34,34 @@ class Experiment:
     """original (no pretraining) | fixed (encoder frozen) | full (all trained)"""
     network: NetworkSettings = field(default_factory=NetworkSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    tuning: TuningSettings = field(default_factory=TuningSettings)
     prediction: PredictionSettings = field(default_factory=PredictionSettings)
 
     def __post_init__(self) -> None:
         check_strategy(self.strategy)
+        self.tuning.check(self.strategy, self.is_pretrained)
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ConfigError(f"name is {self.name!r}: letters, digits, dot, dash and underscore only")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}: 0 or more")
 
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the encoder starts from weights: an artifact, or `network.weights`."""
+        has_weights = self.network.weights is not None or self.network.source.endswith(".safetensors")
+        return has_weights and self.strategy != "original"
+
     def without_pretraining(self) -> "Experiment":
-        """The same network and recipe, from random weights."""
+        """The same network and recipe, from random weights.
+
+        Raises:
+            ConfigError: the source is an artifact, which is its weights.
+        """
+        if self.network.source.endswith(".safetensors"):
+            raise ConfigError(
+                f"network.source is {self.network.source!r}: an artifact has its weights, and strategy "
+                "original wants none; name the network that it was made from"
+            )
         return replace(self, network=replace(self.network, weights=None))
 
 
@@ -61,8 +80,27 @@ class ClassificationExperiment(Experiment):
     data: ClipSettings = MISSING
 
 
+@dataclass(frozen=True)
+class PretrainingExperiment(Experiment):
+    """Pretraining of an encoder on volumes without labels, or on label maps without images."""
+
+    data: UnlabelledSettings = MISSING
+    pretext: PretextSettings = field(default_factory=PretextSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strategy != "full":
+            raise ConfigError(f"strategy is {self.strategy!r}: pretraining trains all weights, full")
+        if self.tuning.batchnorm in CONVERSIONS:
+            raise ConfigError(
+                f"tuning.batchnorm is {self.tuning.batchnorm!r}: the encoder that is kept has its batch norms"
+            )
+
+
 TASKS: dict[str, type[Experiment]] = {
     "segmentation": SegmentationExperiment,
     "classification": ClassificationExperiment,
+    "pretraining": PretrainingExperiment,
 }
 """Word under `task` in a config -> the sections that it has."""

@@ -13,6 +13,8 @@ CONVENTIONS = {
     "neither prediction nor reference has counts as Dice 1, HD95 0 and surface Dice 1; one that only one of "
     "them has as Dice 0, HD95 = diagonal of the volume and surface Dice 0. No case is left out of a mean.",
     "classification": "top1, top5: share of clips whose right class is the first, or among the first five.",
+    "pretraining": "explained: part of the variance of the hidden or damaged voxels that was restored, on "
+    "volumes held back from the pretext (1: all, 0: no better than their mean); dice: mean over the labels.",
 }
 """How the numbers are to be read, by task."""
 

@@ -1,7 +1,6 @@
 """One training from an experiment to its run folder."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,10 @@ from medi3d.errors import ConfigError, DataError
 from medi3d.transfer.building import make_network, make_task
 from medi3d.transfer.data import Data, prepare_data
 from medi3d.transfer.evaluation import run_evaluation
-from medi3d.transfer.experiment import Experiment
+from medi3d.transfer.experiment import Experiment, PretrainingExperiment, SegmentationExperiment
+from medi3d.transfer.pretrained import check_unseen, keep_encoder
 from medi3d.transfer.strategies import frozen_parts, parameter_groups
+from medi3d.transfer.tuning import GradualUnfreezing, prepare_encoder, pull_to_start, tune
 
 WITHOUT_EFFECT = ("workers", "cache_gb")
 """Keys of `training` that a resumed run may change: they do not touch the result."""
@@ -72,6 +73,8 @@ def run_training(
         writes = distributed.is_writer()
     if writes:
         with spoken_log(folder / "log.txt"):
+            if isinstance(experiment, PretrainingExperiment):
+                return {**row, **keep_encoder(experiment, folder)}
             run_evaluation(experiment, folder, split)
     return row
 
@@ -80,13 +83,22 @@ def _train(experiment: Experiment, folder: Path, checkpoint: Path, device: torch
     settings, task, data = experiment.training, make_task(experiment), prepare_data(experiment)
     if (settings.cpu_seconds or settings.gpu_seconds) and distributed.ranks() > 1:
         raise ConfigError(f"training ends by compute: one process counts it, not {distributed.ranks()}")
-    precision = Precision.choose(settings.precision, device)
+    if isinstance(experiment, SegmentationExperiment):
+        check_unseen(experiment, data.validation)
+    precision, tuning = Precision.choose(settings.precision, device), experiment.tuning
     network = make_network(experiment, task)
-    frozen = frozen_parts(network, experiment.strategy)
+    frozen = tune(experiment, network, frozen_parts(network, experiment.strategy))
     precision.place_network(network)
-    groups = parameter_groups(network, settings.learning_rate, settings.encoder_factor)
+    groups = parameter_groups(
+        network, settings.learning_rate, settings.encoder_factor, decays=not tuning.l2_sp
+    )
     state = TrainingState.create(network, groups, settings)
-    if checkpoint.is_file():
+    if tuning.l2_sp:
+        pull_to_start(state, tuning.l2_sp)
+    if not checkpoint.is_file():
+        with state.clock.apart():
+            prepare_encoder(experiment, task, network, data, precision, folder)
+    else:
         state.load(checkpoint)
         log.info(f"going on from step {state.step}")
     if not state.finished:
@@ -101,7 +113,7 @@ def _run(
     data: Data,
     state: TrainingState,
     precision: Precision,
-    frozen: Sequence[nn.Module],
+    frozen: list[nn.Module],
     folder: Path,
 ) -> None:
     settings = experiment.training
@@ -109,6 +121,8 @@ def _run(
         batches = data.training_batches(state.step, settings, experiment.seed)
         validated = data.validation_batches(settings)
     trainer = build_trainer(task, state, batches, settings, precision, seed=experiment.seed, frozen=frozen)
+    if experiment.tuning.unfreeze:
+        GradualUnfreezing(state.network, state, experiment.tuning.unfreeze, frozen).attach(trainer)
     evaluator = build_evaluator(task, state.validated, validated, precision)
     Validation(evaluator, state, settings.validate_every).attach(trainer)
     if not distributed.is_writer():

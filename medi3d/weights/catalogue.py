@@ -8,10 +8,13 @@ only if its SHA-256 is the published one.
 import difflib
 import hashlib
 import importlib.metadata
+import json
 import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+
+from safetensors import safe_open
 
 from medi3d.errors import WeightsError
 from medi3d.weights.files import read_tensors
@@ -247,8 +250,25 @@ def _row_of_file(name: str) -> WeightsRow:
         licence="unknown",
         paper="unknown",
         dimensions=3 if has_depth else 2,
+        contract=_contract_of_file(path),
         file=path,
     )
+
+
+def _contract_of_file(path: str) -> InputContract | None:
+    """What an artifact of medi3d says of its input; other files say nothing."""
+    if not path.endswith(".safetensors"):
+        return None
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("medi3d", "{}")
+    try:
+        contract = json.loads(text).get("weights", {}).get("contract")
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{path}: its description is damaged ({error})") from error
+    if contract is None:
+        return None
+    mean, std = tuple(contract["mean"]), tuple(contract["std"])
+    return InputContract(mean, std, contract["channels"], contract["size"])
 
 
 def read_classes(row: WeightsRow) -> list[str]:

@@ -57,3 +57,22 @@ def config(cohort, tmp_path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(CONFIG.format(root=cohort))
     return path
+
+
+def with_handler(monkeypatch, event, action) -> None:
+    """Let each trainer that is built from now on call `action` at an event."""
+    from medi3d.transfer import training
+
+    build = training.build_trainer
+
+    def built(*arguments, **options):
+        trainer = build(*arguments, **options)
+        trainer.add_event_handler(event, action)
+        return trainer
+
+    monkeypatch.setattr(training, "build_trainer", built)
+
+
+def kill(_) -> None:
+    """Ends a run at an event, as Ctrl-C would."""
+    raise KeyboardInterrupt
