@@ -317,17 +317,26 @@ def predict(
 @app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="A run folder, or an artifact.")],
-    to: Annotated[str, typer.Option(help="onnx, or torch (read by torch.export.load).")],
-    out: Annotated[Path, typer.Option(help="The file to write: .onnx or .pt2.")],
+    to: Annotated[str, typer.Option(help="onnx, torch (read by torch.export.load), or bundle (MONAI's).")],
+    out: Annotated[Path, typer.Option(help="The file to write, .onnx or .pt2; a bundle's folder.")],
     size: Annotated[str, typer.Option(help="Depth, height and width of the input, voxels.")] = "64,64,64",
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Let sizes vary; takes minutes.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Write a run's best network, or an artifact's encoder, as a file that runs without medi3d.
 
+    A bundle is run by MONAI's own commands, with medi3d installed: python -m monai.bundle run.
+
     Example: medi3d export resnet18.safetensors --to onnx --out resnet18.onnx --size 64,96,96
     """
     from medi3d.config import load_run
+
+    if to == "bundle":
+        from medi3d.transfer.bundle import export_bundle
+
+        typer.echo(f"wrote {export_bundle(load_run(source), source, out)}")
+        write_json(json_file, {"path": out, "format": to})
+        return
     from medi3d.models.artifact import load_artifact
     from medi3d.models.export import export_network
     from medi3d.transfer.prediction import Predictor
