@@ -9,7 +9,6 @@ from medi3d.engine.pretext import pretext
 from medi3d.engine.task import Task, classification, segmentation
 from medi3d.errors import ConfigError
 from medi3d.models.networks import build_network
-from medi3d.transfer.data import label_names
 from medi3d.transfer.experiment import (
     ClassificationExperiment,
     Experiment,
@@ -25,7 +24,7 @@ def make_task(experiment: Experiment) -> Task:
     """The task of an experiment, with the names of its classes."""
     if isinstance(experiment, SegmentationExperiment):
         window = to_triple(experiment.prediction.window or experiment.data.patch, "prediction.window")
-        return segmentation(label_names(experiment.data), window, overlap=experiment.prediction.overlap)
+        return segmentation(experiment.data.label_names, window, overlap=experiment.prediction.overlap)
     if isinstance(experiment, ClassificationExperiment):
         return classification(read_clip_list(experiment.data).classes)
     if isinstance(experiment, PretrainingExperiment):

@@ -9,6 +9,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from medi3d.datasets.augmentation import build_augmentation
+from medi3d.datasets.cache import load_cached
 from medi3d.datasets.clips import (
     evaluation_clip,
     load_frames,
@@ -16,7 +17,7 @@ from medi3d.datasets.clips import (
     split_clips,
     training_clip,
 )
-from medi3d.datasets.cohort import Case, load_case, read_cohort, split_cohort
+from medi3d.datasets.cohort import Case, load_case, read_cohort, split_cases
 from medi3d.datasets.patches import sample_patch
 from medi3d.datasets.stream import (
     MemoryCache,
@@ -103,12 +104,13 @@ def prepare_data(experiment: Experiment) -> Data:
 def _volumes(experiment: SegmentationExperiment) -> Data:
     settings = experiment.data
     training, validation = split_volumes(settings)
-    augment = build_augmentation(experiment.augmentation)
+    augment = build_augmentation(experiment.augmentation, settings.swaps)
 
     def change(sample: Sample) -> Sample:
         return augment(sample_patch(sample, settings.patch, settings.foreground))
 
-    return Data(training, validation, partial(load_case, settings=settings), change, whole=lambda case: case)
+    load = partial(load_cached if settings.cache else load_case, settings=settings)
+    return Data(training, validation, load, change, whole=lambda case: case)
 
 
 def _clips(experiment: ClassificationExperiment) -> Data:
@@ -130,14 +132,8 @@ def split_volumes(settings: VolumeSettings) -> tuple[list[Case], list[Case]]:
         DataError: the cohort is missing or empty, or one of these cases has no label.
     """
     cohort = read_cohort(settings.root)
-    training, validation = split_cohort(cohort.cases, settings.validation, settings.split_seed)
+    training, validation = split_cases(cohort.cases, settings)
     for case in (*training, *validation):
         if case.label is None:
             raise DataError(f"{settings.root}: case {case.name} has no label; training needs one for each")
     return training, validation
-
-
-def label_names(settings: VolumeSettings) -> list[str]:
-    """Names of the labels 1, 2, ... in the order of their values."""
-    ordered = sorted(settings.labels.items(), key=lambda pair: pair[1])
-    return [name for name, value in ordered if value > 0]
