@@ -2,10 +2,15 @@
 
 The reference follows google-deepmind/kinetics-i3d, i3d.py, on the published tensors (Flax names):
 TensorFlow's "same" padding along all three axes, pools that ignore it, normalisation without scale.
+
+And as the Flax port runs it that carries the weights: `i3d_end_points.npz` holds what its end points said of
+a repeatable clip, made by scripts/make_i3d_reference.py in an environment of its own.
 """
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -88,3 +93,26 @@ def test_every_end_point_equals_the_plain_network(shared, monkeypatch, frames):
     for name, ours, expected in zip(LAYERS, network.eval()(clip), plain(clip), strict=True):
         assert ours.shape == expected.shape, name
         assert (ours - expected).norm() / expected.norm() < 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def flax():
+    with np.load(Path(__file__).with_name("i3d_end_points.npz")) as file:
+        return {name: torch.from_numpy(array) for name, array in file.items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=["plain", "last"])
+def test_every_end_point_equals_the_flax_port_that_carries_the_weights(shared, monkeypatch, flax, layout):
+    monkeypatch.setenv("MEDI3D_WEIGHTS_PATH", str(shared / "weights"))
+    network, _ = build(InceptionV1(LAYERS), KernelPlan.video())
+    load_weights(network, "kinetics400/i3d-rgb")
+    drawn = np.random.default_rng(0).uniform(-1, 1, (1, 17, 48, 59, 3)).astype(np.float32)
+    clip = torch.from_numpy(drawn).permute(0, 4, 1, 2, 3).contiguous(memory_format=layout)
+    assert {key.split("/")[0] for key in flax} == set(LAYERS)
+    for name, features in zip(LAYERS, network.eval()(clip), strict=True):
+        middle = tuple(size // 2 for size in features.shape[2:])
+        found = {"mean": features.double().mean(dim=(0, 2, 3, 4)).float(), "middle": features[0, :, *middle]}
+        for kind, ours in found.items():
+            expected = flax[f"{name}/{kind}"]
+            assert (ours - expected).norm() / expected.norm() < 1e-5, (name, kind)
