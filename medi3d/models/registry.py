@@ -88,7 +88,8 @@ def _build_timm(name: str, levels: int | None, pretrained: bool) -> nn.Module:
     wanted: dict[str, Any] = {}
     try:
         if levels is not None:  # the first of those that timm gives: for a transformer its last blocks
-            maps = timm.create_model(name, features_only=True).feature_info.out_indices
+            every: Any = timm.create_model(name, features_only=True)
+            maps = every.feature_info.out_indices
             if levels > len(maps):
                 raise SourceError(f"levels is {levels}, but it has {len(maps)} feature maps")
             wanted["out_indices"] = tuple(maps[:levels])
