@@ -61,8 +61,9 @@ def export_network(
         size: depth, height and width of the input, in voxels. A multiple of the largest stride is
             best: the exporter may fix remainders.
         dynamic: let depth, height and width vary, one volume at a time. The exporter then takes minutes
-            instead of seconds. Where layers depend on the remainder (TensorFlow's "same", tubelets) it
-            holds sizes to the remainders that `size` has, and such a file refuses others.
+            instead of seconds. Where layers depend on the remainder (TensorFlow's "same", tubelets, a
+            segmenter's fill for what a pool without padding drops) it holds sizes to the remainders that
+            `size` has, and such a file refuses others.
 
     Raises:
         SourceError: the exporter cannot take this network, or is not installed.
