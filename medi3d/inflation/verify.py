@@ -135,7 +135,8 @@ def _compare_networks(net2d: nn.Module, net3d: nn.Module, size: int, depth: int 
 
     report = ExactnessReport(size=size)
     clock = time.perf_counter()
-    answers = _tensors(flat(images[0]))
+    alone = [_tensors(flat(image)) for image in images[0].split(1)]  # a batch would hide that it is mixed
+    answers = [torch.cat(pair) for pair in zip(*alone, strict=True)]
     report.forward_seconds = time.perf_counter() - clock
     with _padding(deep, "replicate") as padded:
         try:
