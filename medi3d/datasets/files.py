@@ -115,7 +115,7 @@ def _open_nifti(path: Path) -> nib.Nifti1Image:
 
 def _check_nifti_header(source: nib.Nifti1Image, path: Path) -> None:
     """Refuse what nibabel would mend in silence: the mended header may be another one than was meant."""
-    with nib.openers.ImageOpener(path) as file:
+    with nib.openers.ImageOpener(str(path)) as file:
         header = type(source.header).from_fileobj(file, check=False)
     begin, least = float(header["vox_offset"]), 544 if isinstance(source, nib.Nifti2Image) else 352
     if header["magic"].tobytes().startswith(b"n+") and not begin >= least:
@@ -288,7 +288,7 @@ def _check_meta_header(path: Path) -> None:
             if key == "elementdatafile":
                 return
             try:
-                finite = key not in PLACES or np.isfinite([float(part) for part in value.split()]).all()
+                finite = key not in PLACES or bool(np.isfinite([float(part) for part in value.split()]).all())
             except ValueError:
                 finite = False
             if not finite:
