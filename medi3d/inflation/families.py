@@ -38,6 +38,7 @@ HOISTED = {"timm.layers.hybrid_embed.HybridEmbed", "timm.models.xcit.ConvPatchEm
 HELD = {
     "timm.models.cpubone.ConvAttention",
     "timm.models.efficientformer_v2.Attention2d",
+    "timm.models.lowformer.ConvAttention",
     "timm.models.pvt_v2.Attention",
     "timm.models.twins.GlobalSubSampleAttn",
     "timm.models.volo.OutlookAttention",
@@ -62,6 +63,7 @@ def named(layer: nn.Module, table: set[str]) -> bool:
 
 
 def pacing_of(network: nn.Module) -> Pacing:
-    """The strictest pacing of the families whose modules the network is made of."""
-    found = {PACING.get(type(module).__module__, "natural") for module in network.modules()}
+    """The strictest pacing of the families whose networks it is made of; a borrowed block does not count."""
+    networks = [m for m in network.modules() if m is network or hasattr(m, "forward_intermediates")]
+    found = {PACING.get(type(m).__module__, "natural") for m in networks}
     return "none" if "none" in found else "entry" if "entry" in found else "natural"

@@ -97,7 +97,9 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
     rules = [m for m in network.modules() if isinstance(m, Rule) and m.kind not in ("statistics", "other")]
     parameter = next(network.parameters())
     # One slice is enough, unless slices are multiplied again on the way, or layers do not pad them.
-    many = any(rule.kind == "upsample" or rule.depth.padding == "valid" for rule in rules)
+    many = any(
+        (rule.kind == "upsample" and rule.depth.stride > 1) or rule.depth.padding == "valid" for rule in rules
+    )
     slices = size if many else 1
     shape = (1, declared.in_channels, slices, size, size)
     volume = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)

@@ -142,7 +142,7 @@ def _compare_networks(net2d: nn.Module, net3d: nn.Module, size: int, depth: int 
         try:
             report.depth = depth or _proof_depth(deep, images[1])
             volumes, clock = _volumes(images[1], report.depth), time.perf_counter()
-            outputs = _maps(deep, volumes)
+            outputs = _in_turn(deep, volumes)
             report.forward_seconds += time.perf_counter() - clock
         except (RuntimeError, ShapeError, ValueError) as error:
             report.failure = _first_difference(flat, deep, images, depth or 64) or _brief(error)
@@ -172,7 +172,7 @@ def _can_mix(
     for name, parameter in _inner(deep).named_parameters():
         if shapes.get(name) != parameter.shape:
             parameter.add_(0.3 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator))
-    return any(_mixes(output, depth) for output in _maps(deep, _volumes(images, depth)))
+    return any(_mixes(output, depth) for output in _in_turn(deep, _volumes(images, depth)))
 
 
 def _in_double(network: nn.Module) -> nn.Module:
@@ -216,6 +216,12 @@ def _volumes(images: Tensor, depth: int) -> Tensor:
     volumes = images[[0, 1, 0]].unsqueeze(2).repeat(1, 1, depth, 1, 1)
     volumes[2, :, _edge(depth) :] = images[1].unsqueeze(1)
     return volumes
+
+
+def _in_turn(deep: nn.Module, volumes: Tensor) -> list[Tensor]:
+    """Outputs for both boring volumes, in one batch, then for the third: it takes a third less memory."""
+    boring, changing = _maps(deep, volumes[:2]), _maps(deep, volumes[2:])
+    return [torch.cat(pair) for pair in zip(boring, changing, strict=True)]
 
 
 def _edge(depth: int) -> int:

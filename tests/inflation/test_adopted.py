@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, SpaceToDepth
+from timm.models.csatv2 import LearnableDct2d
 from torch import nn
 
 from medi3d.errors import InexactError, PlanError
@@ -118,6 +119,32 @@ def test_merged_patches_are_means_of_slices(slices):
     out = net3d(image.unsqueeze(2).repeat(1, 1, slices, 1, 1))
     assert out.shape == (2, 64, -(-slices // 4), 2, 2)
     torch.testing.assert_close(out, net(image).unsqueeze(2).expand_as(out))
+
+
+@pytest.mark.parametrize("slices", [1, 8, 9])
+def test_cosine_transform_steps_by_its_block(slices):
+    net = nn.Sequential(LearnableDct2d(8), nn.Conv2d(32, 2, 1)).double().eval()
+    net3d, _ = build(net, KernelPlan.isotropic())
+    image = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    out = net3d(image.unsqueeze(2).repeat(1, 1, slices, 1, 1))
+    assert out.shape[2:] == (-(-slices // 8), 8, 8)
+    torch.testing.assert_close(out, net(image).unsqueeze(2).expand_as(out))
+
+
+class Asking(nn.Module):
+    """Pads by what it asks its convolution for (DaViT)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 2, 2)
+
+    def forward(self, x):
+        height, width = self.conv.kernel_size
+        return self.conv(F.pad(x, (0, -x.shape[-1] % width, 0, -x.shape[-2] % height)))
+
+
+def test_code_around_a_convolution_finds_what_it_asks_for():
+    assert inflate(Asking()).strides == [(2, 2, 2)]
 
 
 def test_enlarging_undoes_the_steps():

@@ -10,6 +10,7 @@ from timm.models._efficientnet_blocks import CondConvResidual
 from timm.models.efficientformer_v2 import Attention2dDownsample
 from timm.models.hieradet_sam2 import MultiScaleBlock as SamBlock
 from timm.models.mvitv2 import MultiScaleBlock
+from timm.models.vision_transformer import Block
 from timm.utils import reparameterize_model
 from torch import nn
 
@@ -104,6 +105,24 @@ def test_no_step_inside_of_held_layers(monkeypatch):
     monkeypatch.setattr("medi3d.inflation.network.HELD", {f"{__name__}.Reduced"})
     net3d = inflate(Reduced())
     assert net3d.strides == [(1, 2, 2)]
+
+
+class Borrowing(nn.Module):
+    """A network of its own, with a block of a family whose networks take all steps at the entry."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, 8, 4, 4), Block(8, 2)
+        self.down = nn.Conv2d(8, 8, 2, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        tokens = self.block(x.flatten(2).transpose(1, 2))
+        return self.down(tokens.transpose(1, 2).unflatten(2, x.shape[-2:]))
+
+
+def test_a_borrowed_block_does_not_bring_its_familys_pacing():
+    assert inflate(Borrowing()).strides == [(8, 8, 8)]
 
 
 class Attending(nn.Module):

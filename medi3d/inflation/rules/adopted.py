@@ -30,6 +30,7 @@ from medi3d.inflation.rules.base import (
 torchvision_shim.install()  # before timm, which imports torchvision
 from timm.layers import SpaceToDepth  # noqa: E402
 from timm.models import swin_transformer, swin_transformer_v2, swin_transformer_v2_cr  # noqa: E402
+from timm.models.csatv2 import LearnableDct2d  # noqa: E402
 
 _POINT: Geometry = ((1, 1), (1, 1), (1, 1))
 
@@ -51,6 +52,7 @@ class AdoptedRule(Rule):
 
 
 @register_rule(
+    LearnableDct2d,
     SpaceToDepth,
     swin_transformer.PatchMerging,
     swin_transformer_v2.PatchMerging,
@@ -66,8 +68,8 @@ class MergingRule(AdoptedRule):
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """Blocks of two by two; SpaceToDepth says its own size."""
-        size = int(getattr(layer, "bs", 2))
+        """Blocks of two by two; SpaceToDepth and the cosine transform say their own size."""
+        size = int(getattr(layer, {SpaceToDepth: "bs", LearnableDct2d: "k"}.get(type(layer), ""), 2))
         return (size, size), (size, size), (1, 1)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

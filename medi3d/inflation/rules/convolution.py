@@ -85,6 +85,10 @@ class DepthConv(nn.Module):
         return torch.einsum("gpo,go...->gp...", mix, kernel.unflatten(0, (self.groups, -1))).flatten(0, 1)
 
 
+_ASKED_FOR = ("kernel_size", "stride", "padding", "dilation", "in_channels", "out_channels")
+"""What code around a convolution asks it for; in-plane, as it was in 2D."""
+
+
 @register_rule(nn.Conv2d)
 class ConvRule(Rule):
     """A convolution, its kernel spread over depth.
@@ -116,6 +120,8 @@ class ConvRule(Rule):
         trained = layer.weight.requires_grad
         self.weight = nn.Parameter(inflate_kernel(kernel, taps, profile), trained)
         self.bias = layer.bias
+        for name in _ASKED_FOR:
+            setattr(self, name, getattr(layer, name))
         self.along_depth: DepthConv | None = None
         if factorised:
             self.along_depth = DepthConv(layer.out_channels, layer.groups, depth.kernel).to(self.weight)
