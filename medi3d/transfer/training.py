@@ -29,9 +29,9 @@ from medi3d.engine.trainer import build_evaluator, build_trainer
 from medi3d.errors import ConfigError, DataError
 from medi3d.transfer.building import make_network, make_task
 from medi3d.transfer.data import Data, prepare_data
-from medi3d.transfer.evaluation import run_evaluation
+from medi3d.transfer.evaluation import cases_of, run_evaluation
 from medi3d.transfer.experiment import Experiment, PretrainingExperiment, SegmentationExperiment
-from medi3d.transfer.pretrained import check_unseen, keep_encoder
+from medi3d.transfer.pretrained import artifact_of, check_unseen, keep_encoder
 from medi3d.transfer.strategies import frozen_parts, parameter_groups
 from medi3d.transfer.tuning import GradualUnfreezing, prepare_encoder, pull_to_start, tune
 
@@ -69,7 +69,7 @@ def run_training(
             _start_folder(experiment, folder)
         distributed.wait_for_all()
         with spoken_log(folder / "log.txt"):
-            row = _train(experiment, folder, checkpoint, device)
+            row = _train(experiment, folder, checkpoint, device, split)
         writes = distributed.is_writer()
     if writes:
         with spoken_log(folder / "log.txt"):
@@ -79,12 +79,15 @@ def run_training(
     return row
 
 
-def _train(experiment: Experiment, folder: Path, checkpoint: Path, device: torch.device) -> dict[str, Any]:
+def _train(
+    experiment: Experiment, folder: Path, checkpoint: Path, device: torch.device, split: str
+) -> dict[str, Any]:
     settings, task, data = experiment.training, make_task(experiment), prepare_data(experiment)
     if (settings.cpu_seconds or settings.gpu_seconds) and distributed.ranks() > 1:
         raise ConfigError(f"training ends by compute: one process counts it, not {distributed.ranks()}")
-    if isinstance(experiment, SegmentationExperiment):
-        check_unseen(experiment, data.validation)
+    if isinstance(experiment, SegmentationExperiment) and artifact_of(experiment):
+        # The cases that will judge; those that only choose the checkpoint may have been seen, unlabelled.
+        check_unseen(experiment, cases_of(experiment.data, split))
     precision, tuning = Precision.choose(settings.precision, device), experiment.tuning
     network = make_network(experiment, task)
     frozen = tune(experiment, network, frozen_parts(network, experiment.strategy))

@@ -141,7 +141,7 @@ def test_it_starts_from_other_weights(cohort, config, tmp_path, pretrained):
     assert origin["pretraining"]["pretext"]["kind"] == "masked"
 
 
-def test_validation_cases_are_never_seen(cohort, config, pretrained):
+def test_validation_cases_are_never_seen(cohort, config, pretrained, tmp_path):
     target = load_config(config, [f"network.source={pretrained[1]['artifact']}", "strategy=full"])
     data = prepare_data(target)
     seen = {volume.name for volume in prepare_data(pretraining(cohort, config)).training}
@@ -149,6 +149,8 @@ def test_validation_cases_are_never_seen(cohort, config, pretrained):
     check_unseen(target, data.validation)
     with pytest.raises(DataError, match="was pretrained on this validation case"):
         check_unseen(target, data.training)
+    with pytest.raises(DataError, match="was pretrained on this validation case"):
+        run_training(target, tmp_path / "judged", split="training")
     with pytest.raises(ConfigError, match="an artifact has its weights, and strategy original wants none"):
         make_network(dataclasses.replace(target, strategy="original"), make_task(target))
 
