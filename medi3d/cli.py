@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from medi3d.cli_weights import weights_app
 from medi3d.errors import ConfigError, Medi3dError, SourceError
 from medi3d.options import (
     Fps,
@@ -35,7 +36,6 @@ app = typer.Typer(
     help="Turn any pretrained 2D or video network into a 3D encoder for CT and MRI, prove it exact, "
     "train it, and learn whether it helped.",
 )
-weights_app = typer.Typer(no_args_is_help=True, help="The catalogue of pretrained weights.")
 app.add_typer(weights_app, name="weights")
 
 
@@ -413,45 +413,3 @@ def quickstart(
     from medi3d.quickstart import run_quickstart
 
     write_json(json_file, run_quickstart(config, out, fresh=fresh))
-
-
-@weights_app.command("list")
-def weights_list(json_file: JsonFile = None) -> None:
-    """List every row: name, network, licence, and whether it is on this machine.
-
-    Example: medi3d weights list
-    """
-    from medi3d.console import print_weights
-    from medi3d.weights.catalogue import list_weights
-
-    rows = list_weights()
-    print_weights(rows)
-    write_json(json_file, [row.name for row in rows])
-
-
-@weights_app.command("show")
-def weights_show(name: str, json_file: JsonFile = None) -> None:
-    """Show one row: paper, licence, checksum, and what input its network expects.
-
-    Example: medi3d weights show kinetics400/i3d-rgb
-    """
-    from dataclasses import asdict
-
-    from medi3d.console import print_facts
-    from medi3d.weights.catalogue import get_row
-
-    facts = asdict(get_row(name))
-    print_facts(name, facts)
-    write_json(json_file, facts)
-
-
-@weights_app.command("fetch")
-def weights_fetch(name: str) -> None:
-    """Download a row into the cache (MEDI3D_CACHE), with its SHA-256 verified.
-
-    Example: medi3d weights fetch imagenet/efficientnet-lite0
-    """
-    from medi3d.weights.catalogue import get_row
-    from medi3d.weights.fetch import fetch_weights
-
-    typer.echo(f"ready: {fetch_weights(get_row(name), typer.echo)}")

@@ -16,7 +16,6 @@ from monai.bundle import ConfigParser
 from omegaconf import OmegaConf
 from torch import nn
 
-from medi3d import __version__
 from medi3d.axes import to_triple
 from medi3d.engine import distributed
 from medi3d.engine.files import written_aside
@@ -81,7 +80,7 @@ def export_bundle(experiment: Experiment, run: Path, out: Path) -> Path:
         if (run / LARGEST).is_file():
             shutil.copy(run / LARGEST, aside / "configs" / LARGEST)
         torch.save(checkpoint["network"], aside / "models" / "model.pt")
-        readme = README.format(name=experiment.name, version=__version__)
+        readme = README.format(name=experiment.name, version=version("medi3d"))
         (aside / "docs" / "README.md").write_text(readme)
         _check(aside)
         if out.is_dir():
@@ -177,7 +176,7 @@ def _metadata(experiment: SegmentationExperiment, checkpoint: dict[str, Any]) ->
         "monai_version": version("monai"),
         "pytorch_version": version("torch"),
         "numpy_version": version("numpy"),
-        "required_packages_version": {"medi3d": __version__},
+        "required_packages_version": {"medi3d": version("medi3d")},
         "name": experiment.name,
         "task": f"Segmentation of {', '.join(data.label_names)} in {data.modality} volumes",
         "description": f"{experiment.network.source} in 3D with a U-Net decoder, trained with medi3d",
