@@ -112,13 +112,22 @@ def _inference(experiment: SegmentationExperiment, folder: Path) -> dict[str, An
         target = "medi3d.transfer.bundle.with_norms"
         network = {"_target_": target, "network": network, "norm": experiment.tuning.batchnorm}
     return {
-        "imports": ["$import medi3d.transfer.bundle"],
         "bundle_root": ".",
         "inputs": [],
         "output_dir": "$@bundle_root + '/eval'",
         "network_def": network,
-        "predictor": "$medi3d.transfer.bundle.load_predictor(@network_def, @bundle_root)",
-        "run": ["$medi3d.transfer.bundle.predict(@predictor, @inputs, @output_dir)"],
+        "predictor": {
+            "_target_": "medi3d.transfer.bundle.load_predictor",
+            "network": "@network_def",
+            "bundle": "@bundle_root",
+        },
+        "masks": {
+            "_target_": "medi3d.transfer.bundle.predict",
+            "predictor": "@predictor",
+            "inputs": "@inputs",
+            "out": "@output_dir",
+        },
+        "run": ["$@masks"],
     }
 
 
