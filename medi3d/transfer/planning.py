@@ -6,10 +6,10 @@ spacing from the median, patch as large as memory allows, intensities from the l
 
 import re
 import resource
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -231,7 +231,10 @@ def _step(experiment: SegmentationExperiment, patch: Triple, answer: Any) -> Non
 
 
 def _peak_bytes(device: torch.device) -> int:
+    """Most memory that this process has held. (`getrusage` would count what its parent held, too.)"""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes, on macOS
