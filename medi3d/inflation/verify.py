@@ -258,6 +258,8 @@ def _mixes(output: Tensor, depth: int) -> bool:
     before = [p for p, (_, end) in enumerate(ends) if end <= _edge(depth)]
     after = [p for p, (start, _) in enumerate(ends) if start >= _edge(depth)]
     apart = 1e-12 * output[:2].abs().amax()
+    if not before and not after:  # one position for the whole volume: it mixes if it is neither image's
+        return all(bool(((output[2] - output[own]).abs() > apart).any()) for own in (0, 1))
     felt = [(output[2, :, side] - output[own, :, side]).abs() for own, side in ((0, before), (1, after))]
     return any(bool((difference > apart).any()) for difference in felt)
 
