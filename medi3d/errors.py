@@ -35,3 +35,7 @@ class DataError(Medi3dError):
 
 class ConfigError(Medi3dError):
     """A config has an unknown key, a wrong type or contradictory values."""
+
+
+class ResourceError(Medi3dError):
+    """The machine has too little memory for what was asked."""

@@ -75,13 +75,14 @@ class Row:
 
 def measure(family: str, model: str) -> Row:
     """Build, inflate and prove one network; `model` empty: the family's smallest."""
-    from medi3d.errors import Medi3dError
+    from medi3d.errors import Medi3dError, ResourceError
 
     row, started = Row(family), time.process_time()
     try:
         row.model = model or smallest_member(family)
         _prove(row)
     except Medi3dError as error:
+        row.status = "failed" if isinstance(error, ResourceError) else "refused"
         row.reason = str(error)
     except Exception as error:
         row.status, row.reason = "failed", f"{type(error).__name__}: {error}"[:300]
@@ -118,15 +119,17 @@ def _prove(row: Row) -> None:
         changing = tensors(net3d(volumes[2:]))  # alone: three at once would need half as much memory again
         row.mixes_depth = any(map(_mixes, changing, outputs))
         row.strides = [
-            [_depth_stride(depth, output.shape[2], level.stride[0]), level.stride[1]]
+            [_checked(level.stride[0], depth, output.shape[2]), level.stride[1]]
             for output, level in zip(outputs, net3d.levels, strict=True)
         ]
     row.status = "exact" if max(row.errors.values()) <= TOLERANCE else "WRONG"
 
 
-def _depth_stride(depth: int, positions: int, reported: int) -> int:
-    """What was measured; the last position may be a part of a stride, so what is reported may fit as well."""
-    return reported if -(-depth // reported) == positions else round(depth / positions)
+def _checked(stride: int, depth: int, positions: int) -> int:
+    """The stride along depth that the network tells of itself, if as many positions are left."""
+    if -(-depth // stride) != positions:
+        raise AssertionError(f"{positions} positions for {depth} slices, but a stride of {stride} is told")
+    return stride
 
 
 def smallest_member(family: str) -> str:

@@ -5,7 +5,8 @@ use it at another, so that a step in between would silently mix slices: the tabl
 proof holds them to account.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from torch import nn
 
@@ -35,17 +36,22 @@ PACING: dict[str, Pacing] = {
 HOISTED = {"timm.layers.hybrid_embed.HybridEmbed", "timm.models.xcit.ConvPatchEmbed"}
 """Stems of many layers, all of whose steps are taken between the entry and the first other layer."""
 
-HELD = {
-    "timm.models.cpubone.ConvAttention",
-    "timm.models.efficientformer_v2.Attention2d",
-    "timm.models.lowformer.ConvAttention",
-    "timm.models.pvt_v2.Attention",
-    "timm.models.twins.GlobalSubSampleAttn",
-    "timm.models.volo.OutlookAttention",
+HELD: dict[str, Callable[[Any], bool]] = {
+    "timm.models.cpubone.ConvAttention": lambda layer: True,
+    # its last stage gives tokens, which the network reshapes by the batch size of the stage before
+    "timm.models.efficientformer.EfficientFormerStage": lambda stage: any(
+        type(block).__name__ == "Flat" for block in stage.blocks
+    ),
+    "timm.models.efficientformer_v2.Attention2d": lambda layer: True,
+    "timm.models.lowformer.ConvAttention": lambda layer: True,
+    "timm.models.pvt_v2.Attention": lambda layer: True,
+    "timm.models.twins.GlobalSubSampleAttn": lambda layer: True,
+    "timm.models.volo.OutlookAttention": lambda layer: True,
 }
 """Layers that shrink keys, values or windows between reading the batch size and using it: no step inside.
 
-Those that also shrink their output are in `rules.stepping`.
+By the full name of their class, with what must hold for the layer. Those that also shrink their output
+are in `rules.stepping`.
 """
 
 FUNCTIONAL_POOLS = {"timm.models.inception_v3"}
@@ -57,9 +63,18 @@ def has_functional_pools(network: nn.Module) -> bool:
     return any(type(module).__module__ in FUNCTIONAL_POOLS for module in network.modules())
 
 
-def named(layer: nn.Module, table: set[str]) -> bool:
-    """Whether the layer's class, or one that it is made from, is in a table of full names."""
-    return any(f"{base.__module__}.{base.__qualname__}" in table for base in type(layer).__mro__)
+def is_hoisted(layer: nn.Module) -> bool:
+    """Whether the layer is a stem of `HOISTED`."""
+    return any(name in HOISTED for name in _names(layer))
+
+
+def is_held(layer: nn.Module) -> bool:
+    """Whether the layer is one of `HELD`."""
+    return any(HELD[name](layer) for name in _names(layer) if name in HELD)
+
+
+def _names(layer: nn.Module) -> list[str]:
+    return [f"{base.__module__}.{base.__qualname__}" for base in type(layer).__mro__]
 
 
 def pacing_of(network: nn.Module) -> Pacing:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medi3d.axes import Triple
 from medi3d.errors import InexactError, PlanError, ShapeError
-from medi3d.inflation.families import HELD, HOISTED, Pacing, has_functional_pools, named, pacing_of
+from medi3d.inflation.families import Pacing, has_functional_pools, is_held, is_hoisted, pacing_of
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.kernels import EXACTNESS, PROFILES, Exactness
 from medi3d.inflation.plan import DepthLayer, KernelPlan, LayerGeometry
@@ -258,11 +258,11 @@ class _Pacing:
         self.family = pacing_of(network)
         self.hoisted: set[str] = set()
         self.tubelets: set[str] = set()
-        self.held = [p for p, m in modules.items() if named(m, HELD) or find_rule(m) is SteppingRule]
+        self.held = [p for p, m in modules.items() if is_held(m) or find_rule(m) is SteppingRule]
         if self.family != "entry":
             return
         for path in seen.stems:
-            around = [p for p, m in modules.items() if _within(path, p) and named(m, HOISTED)]
+            around = [p for p, m in modules.items() if _within(path, p) and is_hoisted(m)]
             if around:
                 self.hoisted.add(around[0])
             elif TubeletRule.fits(modules[path]):

@@ -140,5 +140,7 @@ def _stride(output: _Carrier, size: int) -> Triple:
 def _widen(rule: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     assert isinstance(rule, Rule)
     if hasattr(inputs[0], "reach"):  # positions are computed without the image
-        tree_flatten(output)[0][0].reach = inputs[0].reach.through(rule)
+        for part in tree_flatten(output)[0]:
+            if isinstance(part, _Carrier):
+                part.reach = inputs[0].reach.through(rule)
     return output

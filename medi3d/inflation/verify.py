@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medi3d.errors import ShapeError
+from medi3d.errors import ResourceError, ShapeError
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.foreign import replicated_depth
 from medi3d.inflation.kernels import adapt_channels, inflate_kernel
@@ -117,6 +117,7 @@ def verify(
 
     Raises:
         ShapeError: the networks return different numbers of levels.
+        ResourceError: the volumes of the proof do not fit into memory.
     """
     started = time.perf_counter()
     report = _compare_networks(net2d, net3d, size or 64, depth)
@@ -145,6 +146,7 @@ def _compare_networks(net2d: nn.Module, net3d: nn.Module, size: int, depth: int 
             outputs = _in_turn(deep, volumes)
             report.forward_seconds += time.perf_counter() - clock
         except (RuntimeError, ShapeError, ValueError) as error:
+            _refuse_if_out_of_memory(error)
             report.failure = _first_difference(flat, deep, images, depth or 64) or _brief(error)
             return report
         if len(outputs) != len(answers):
@@ -335,6 +337,7 @@ def _first_difference(flat: nn.Module, deep: nn.Module, images: tuple[Tensor, Te
         try:
             deep(_volumes(images[1], depth)[:2])
         except (RuntimeError, ShapeError, ValueError) as error:
+            _refuse_if_out_of_memory(error)
             problem = _brief(error)
     batch = 2
     for path, output in found.items():
@@ -404,6 +407,14 @@ def _tensors(output: Any) -> list[Tensor]:
 def _maps(deep: nn.Module, volumes: Tensor) -> list[Tensor]:
     """Outputs of a 3D network; where depth is pooled away, `(B, C)` as one position `(B, C, 1)`."""
     return [output.unsqueeze(2) if output.dim() == 2 else output for output in _tensors(deep(volumes))]
+
+
+def _refuse_if_out_of_memory(error: Exception) -> None:
+    """Too little memory says nothing about exactness: never let it look like a difference."""
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        raise ResourceError(
+            f"too little memory for the proof ({_brief(error)}): prove fewer levels, or on a larger machine"
+        ) from error
 
 
 def _brief(error: Exception) -> str:

@@ -10,6 +10,7 @@ from timm.models._efficientnet_blocks import CondConvResidual
 from timm.models.efficientformer_v2 import Attention2dDownsample
 from timm.models.hieradet_sam2 import MultiScaleBlock as SamBlock
 from timm.models.mvitv2 import MultiScaleBlock
+from timm.models.pit import Pooling
 from timm.models.vision_transformer import Block
 from timm.utils import reparameterize_model
 from torch import nn
@@ -45,7 +46,6 @@ STEMS = {"overlapping": lambda: nn.Conv2d(3, 4, 7, 4, 3), "layers": Stem}
 def at_entry(monkeypatch):
     monkeypatch.setitem(families.PACING, __name__, "entry")
     monkeypatch.setattr(families, "HOISTED", {f"{__name__}.Stem"})
-    monkeypatch.setattr("medi3d.inflation.network.HOISTED", {f"{__name__}.Stem"})
 
 
 @pytest.mark.parametrize("stem", STEMS.values(), ids=STEMS)
@@ -102,7 +102,10 @@ class Reduced(nn.Module):
 def test_no_step_inside_of_held_layers(monkeypatch):
     with pytest.raises(InexactError):
         inflate(Reduced())
-    monkeypatch.setattr("medi3d.inflation.network.HELD", {f"{__name__}.Reduced"})
+    monkeypatch.setitem(families.HELD, f"{__name__}.Reduced", lambda layer: False)
+    with pytest.raises(InexactError):
+        inflate(Reduced())
+    monkeypatch.setitem(families.HELD, f"{__name__}.Reduced", lambda layer: True)
     net3d = inflate(Reduced())
     assert net3d.strides == [(1, 2, 2)]
 
@@ -181,6 +184,25 @@ def test_block_steps_at_its_end(name, monkeypatch):
     monkeypatch.setattr(stepping, "mean_of_slices", lambda x, rule: x)
     with pytest.raises(InexactError):
         inflate(net)
+
+
+class Pooled(nn.Module):
+    """Class tokens beside the map, which must step as it does (PiT)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.pool = nn.Conv2d(3, 4, 8, 8), Pooling(4, 4, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x, tokens = self.pool(x, x.mean((2, 3)))
+        return torch.cat([tokens[:, :, None], x.flatten(2)], dim=2)[:, :, 1:].unflatten(2, x.shape[-2:])
+
+
+def test_class_tokens_step_with_the_map():
+    net3d = inflate(Pooled())
+    assert net3d.strides == [(16, 16, 16)]
+    assert net3d(torch.randn(2, 3, 32, 64, 64)).shape == (2, 4, 2, 4, 4)
 
 
 class Generated(nn.Module):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from medi3d.errors import ShapeError
+from medi3d.errors import ResourceError, ShapeError
 from medi3d.inflation import inflate_kernel, verify
 
 
@@ -217,3 +217,13 @@ def test_the_report_has_plain_values_for_json(pair):
     content = json.loads(json.dumps(report.to_dict()))
     assert content["max_rel_error"] == report.max_rel_error
     assert set(content) == {"levels", "max_rel_error", "mixes_depth", "can_mix_depth", "proof"}
+
+
+class Greedy(SliceBySlice):
+    def forward(self, volume):
+        return super().forward(volume), torch.empty(10**13)
+
+
+def test_too_little_memory_is_no_difference(pair):
+    with pytest.raises(ResourceError, match="too little memory for the proof"):
+        verify(pair[0], Greedy(pair[0]))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from medi3d import torchvision_shim
 from medi3d.axes import to_pair
@@ -12,7 +12,7 @@ from medi3d.inflation.rules.base import Geometry, Kind, register_rule
 
 torchvision_shim.install()  # before timm, which imports torchvision
 from timm.layers.halo_attn import HaloAttn  # noqa: E402
-from timm.models import hieradet_sam2, mvitv2  # noqa: E402
+from timm.models import hieradet_sam2, mvitv2, pit  # noqa: E402
 from timm.models._efficientnet_blocks import CondConvResidual  # noqa: E402
 from timm.models.efficientformer_v2 import Attention2dDownsample  # noqa: E402
 
@@ -21,6 +21,7 @@ _STEP: dict[type[nn.Module], Callable[[Any], Any]] = {
     CondConvResidual: lambda block: block.conv_dw.stride,
     HaloAttn: lambda block: block.block_stride * (1 if isinstance(block.pool, nn.Identity) else 2),
     hieradet_sam2.MultiScaleBlock: lambda block: block.q_stride or 1,
+    pit.Pooling: lambda block: block.conv.stride,
     mvitv2.MultiScaleBlock: lambda block: getattr(block.shortcut_pool_attn, "stride", 1),
 }
 
@@ -43,8 +44,8 @@ class SteppingRule(AdoptedRule):
         return step, step, (1, 1)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the block, with `ceil(D / stride)` slices; some give their in-plane size beside the tokens."""
+        """As the block, with `ceil(D / stride)` slices; some give class tokens or a size too."""
         out = super().forward(*args, **kwargs)  # type: ignore[misc]
         if isinstance(out, tuple):
-            return mean_of_slices(out[0], self), *out[1:]
+            return tuple(mean_of_slices(part, self) if isinstance(part, Tensor) else part for part in out)
         return mean_of_slices(out, self)
