@@ -217,13 +217,21 @@ def train(
 ) -> None:
     """Train as a config says; the run is kept in runs/NAME. With torchrun, on many GPUs or machines.
 
+    With data.folds=5 data.fold=all five networks are trained, in runs/NAME/fold0 and so on, and every case is
+    judged by the one that has not seen it.
+
     Example: medi3d train configs/segmentation/hippocampus_i3d.yaml training.steps=200
     """
     from medi3d.config import load_config
+    from medi3d.transfer.crossvalidation import run_folds
+    from medi3d.transfer.experiment import is_crossvalidation
     from medi3d.transfer.training import run_training
 
     experiment = load_config(config, overrides or [])
     folder = runs / experiment.name
+    if is_crossvalidation(experiment):
+        _show_folds(run_folds(experiment, folder, resume=resume), "validation", json_file)
+        return
     last = run_training(experiment, folder, resume=resume)
     if int(os.environ.get("RANK", 0)) == 0:  # of torchrun's processes, one speaks
         typer.echo(f"{folder}: best validation score {last['best']:.4f} after {last['step']} steps")
@@ -264,15 +272,32 @@ def evaluate(
 ) -> None:
     """Judge the best network of a run case by case: cases.csv, pictures and report.html.
 
+    Of a run of all folds each case is judged by the one that has not seen it; another split, by all together.
+
     Example: medi3d evaluate runs/hippocampus_i3d
     """
     from medi3d.config import load_run
     from medi3d.console import print_rows
+    from medi3d.transfer.crossvalidation import evaluate_folds
     from medi3d.transfer.evaluation import run_evaluation, summary
+    from medi3d.transfer.experiment import is_crossvalidation
 
-    means = summary(run_evaluation(load_run(run), run, split))
+    experiment = load_run(run)
+    if is_crossvalidation(experiment):
+        _show_folds(evaluate_folds(experiment, run, split), split, json_file)
+        return
+    means = summary(run_evaluation(experiment, run, split))
     print_rows(f"Mean over the {split} cases", [{"label": name, **row} for name, row in means.items()])
     write_json(json_file, means)
+
+
+def _show_folds(table: list[dict[str, Any]], split: str, json_file: Path | None) -> None:
+    from medi3d.console import print_rows
+    from medi3d.transfer.crossvalidation import spoken
+
+    if table:  # torchrun's other processes have none
+        print_rows(f"All folds, {split}: mean over the cases (95 % interval)", spoken(table))
+        write_json(json_file, table)
 
 
 @app.command()
@@ -294,6 +319,8 @@ def predict(
     json_file: JsonFile = None,
 ) -> None:
     """Segment scans with the best network of a run; each mask lies on the grid of its scan.
+
+    A run of all folds is an ensemble of them.
 
     A run that was stopped goes on: masks that this network made of these very files are kept.
 

@@ -166,11 +166,12 @@ def compare(reference: nn.Module, ours: nn.Module, size: str, repeats: int) -> l
     for name in GOALS:
         fast = Precision(plain.device, bf16=name == "bf16")
         network = in_channels_last(build_like(ours))
+        share_weights(reference, ours)  # the training passes below change the norms' statistics
         placed = Precision.lay_out(clip)
+        reference.eval(), network.eval()
+        expected, found = forward(reference, clip, plain), forward(network, placed, fast).float()
+        difference = float((found - expected).norm() / expected.norm())
         for what, run in (("forward", forward), ("forward-backward", forward_backward)):
-            reference.eval(), network.eval()
-            expected, found = forward(reference, clip, plain), forward(network, placed, fast).float()
-            difference = float((found - expected).norm() / expected.norm())
             reference.train(what != "forward"), network.train(what != "forward")
             theirs, mine = partial(run, reference, clip, plain), partial(run, network, placed, fast)
             theirs(), mine()  # first runs choose kernels and take memory
@@ -218,7 +219,6 @@ def main() -> None:
     except WeightsError:
         ours, weights = build_ours(weights=False), "random"
     reference = build_reference()
-    share_weights(reference, ours)
     threads = f"{torch.get_num_threads()} threads, {arguments.repeats} repeats"
     print(f"torch {torch.__version__}, {threads}, weights {weights}")
     print("| clip | precision | what | port s | medi3d s | ratio | CPU ratio | goal | difference |")

@@ -15,8 +15,15 @@ import torch
 
 from medi3d.datasets.files import read_volume, suffix_of
 from medi3d.datasets.geometry import grid_difference, spacing_dhw
-from medi3d.datasets.volumes import VolumeSettings, check_finite, load_image, to_array, to_canonical
-from medi3d.errors import DataError
+from medi3d.datasets.volumes import (
+    ALL_FOLDS,
+    VolumeSettings,
+    check_finite,
+    load_image,
+    to_array,
+    to_canonical,
+)
+from medi3d.errors import ConfigError, DataError
 
 TRAINING, VALIDATION = ("training", "train"), ("validation", "val", "valid")
 
@@ -146,10 +153,13 @@ def split_cases(cases: Sequence[Case], settings: VolumeSettings) -> tuple[list[C
     training and validation are put together; others (a test set) are left out.
 
     Raises:
+        ConfigError: all folds are asked for, which no split of one training is.
         DataError: as `split_cohort` says; or there are fewer subjects than folds.
     """
     if not settings.folds:
         return split_cohort(cases, settings.validation, settings.split_seed)
+    if not isinstance(settings.fold, int):
+        raise ConfigError(f"data.fold is {ALL_FOLDS}: one fold is needed here, 0 to {settings.folds - 1}")
     taken = [case for case in cases if case.split in (None, *TRAINING, *VALIDATION)]
     subjects = sorted({case.subject for case in taken})
     if len(subjects) < settings.folds:

@@ -26,6 +26,8 @@ MOST_VOXELS = 2**31
 
 IMAGE_INTERPOLATION = sitk.sitkLinear
 
+ALL_FOLDS = "all"
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -74,7 +76,7 @@ class VolumeSettings:
         cache: Folder in which cases are kept as the network takes them (`medi3d prepare` fills it);
             None reads and resamples them in each run.
         folds: Parts of the cohort for cross-validation; 0 holds back `validation` cases instead.
-        fold: Which of them validates, 0 to folds - 1; the others train.
+        fold: Which of them validates, 0 to folds - 1; the others train. "all": each in turn.
         channels: Images a case (a 4D file counts each).
         spacing: Voxel sides (depth, height, width) in mm to resample to; None keeps each case's own.
         normalisation: Of intensities.
@@ -98,7 +100,7 @@ class VolumeSettings:
     empty_labels: bool = False
     cache: str | None = None
     folds: int = 0
-    fold: int = 0
+    fold: int | str = 0
 
     def __post_init__(self) -> None:
         if self.modality not in ("MR", "CT"):
@@ -128,12 +130,21 @@ class VolumeSettings:
             )
         if not 0 <= self.foreground <= 1:
             raise ConfigError(f"foreground is {self.foreground}: a part between 0 and 1")
-        if self.folds < 0 or self.folds == 1 or not 0 <= self.fold < max(self.folds, 1):
+        if (
+            self.folds < 0
+            or self.folds == 1
+            or self.fold not in (*range(max(self.folds, 1)), *self._all_folds)
+        ):
             raise ConfigError(
-                f"folds is {self.folds}, fold {self.fold}: two folds or more (0: no folds), counted from 0"
+                f"folds is {self.folds}, fold {self.fold}: two folds or more (0: no folds), counted from 0; "
+                f"or fold {ALL_FOLDS}"
             )
         if self.validation < 0:
             raise ConfigError(f"validation is {self.validation}: a number of cases, 0 or more")
+
+    @property
+    def _all_folds(self) -> tuple[str, ...]:
+        return (ALL_FOLDS,) if self.folds else ()
 
     @property
     def label_names(self) -> list[str]:

@@ -3,7 +3,7 @@
 import contextlib
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,15 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV that `write_table` wrote, numbers as numbers; no file, no rows."""
+def read_table(path: Path, words: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Rows of a CSV that `write_table` wrote, numbers as numbers except in columns `words`; no file, no rows."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+        return [
+            {name: cell if name in words else _value(cell) for name, cell in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def _cell(value: Any) -> Any:

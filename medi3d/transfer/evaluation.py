@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import SimpleITK as sitk
@@ -22,7 +22,7 @@ from medi3d.engine.plots import plot_confusion, plot_overlay
 from medi3d.errors import ConfigError, DataError
 from medi3d.transfer.experiment import ClassificationExperiment, Experiment, SegmentationExperiment
 from medi3d.transfer.postprocessing import decide, keep_largest, write_largest
-from medi3d.transfer.predictor import Predictor
+from medi3d.transfer.predictor import Predictor, load_members, segment
 from medi3d.transfer.report import write_report
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def run_evaluation(experiment: Experiment, folder: Path, split: str = "validatio
 
     Args:
         experiment: of the run, from its `config.yaml`.
-        folder: the run folder.
+        folder: the run folder; of a cross-validation, whose folds are averaged.
         split: "training", "validation", or a name in the cohort's own list.
 
     Returns:
@@ -51,14 +51,15 @@ def run_evaluation(experiment: Experiment, folder: Path, split: str = "validatio
         DataError: no case is in the split, or one is damaged.
         WeightsError: the run has no usable checkpoint.
     """
-    predictor = Predictor.load(experiment, folder)
     if isinstance(experiment, SegmentationExperiment):
+        predictors = load_members(experiment, folder)
         if split == "validation":  # it decides about post-processing, so it is judged without
-            predictor = replace(predictor, largest=())
-        rows = _judge_volumes(predictor, experiment, split, folder / "plots")
+            predictors = [replace(one, largest=()) for one in predictors]
+        rows = _judge_volumes(predictors, split, folder / "plots")
         if split == "validation":
             write_largest(folder, decide(rows))
     elif isinstance(experiment, ClassificationExperiment):
+        predictor = Predictor.load(experiment, folder)
         rows = _judge_clips(predictor, experiment, split, folder / "plots")
     else:
         raise ConfigError(f"task is {experiment.task!r}: cannot be evaluated")
@@ -71,12 +72,12 @@ def run_evaluation(experiment: Experiment, folder: Path, split: str = "validatio
     return rows
 
 
-def _judge_volumes(
-    predictor: Predictor, experiment: SegmentationExperiment, split: str, plots: Path
-) -> list[Row]:
+def _judge_volumes(predictors: Sequence[Predictor], split: str, plots: Path) -> list[Row]:
+    experiment: Any = predictors[0].experiment
     cases = cases_of(experiment.data, split)
-    rows = [row for case in _watched(cases) for row in judge_case(predictor, experiment, case)]
-    _draw_overlays(predictor, experiment, cases, rows, plots)
+    rows = [row for case in _watched(cases) for row in judge_case(predictors, case)]
+    if len(predictors) == 1:  # an ensemble has no label map on the network's grid
+        _draw_overlays(predictors[0], experiment, cases, rows, plots)
     return rows
 
 
@@ -130,11 +131,12 @@ def cases_of(settings: VolumeSettings, split: str) -> list[Case]:
     return labelled
 
 
-def judge_case(predictor: Predictor, experiment: SegmentationExperiment, case: Case) -> list[Row]:
-    """A row for each label of one case, on the grid of its image file."""
+def judge_case(predictors: Sequence[Predictor], case: Case) -> list[Row]:
+    """A row for each label of one case, on the grid of its image file, by one network or several."""
+    experiment: Any = predictors[0].experiment
     begun = time.monotonic()
     image = load_image(case.images, experiment.data)
-    mask = predictor.segment(image)
+    mask = segment(predictors, [image] * len(predictors)).mask
     seconds = time.monotonic() - begun
     assert case.label is not None
     label = read_label(case.label, experiment.data, image.original)

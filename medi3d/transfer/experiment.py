@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import TypeGuard
 
 from omegaconf import MISSING
 
 from medi3d.datasets.augmentation import AugmentationSettings
 from medi3d.datasets.clips import ClipSettings
 from medi3d.datasets.unlabelled import UnlabelledSettings
-from medi3d.datasets.volumes import VolumeSettings
+from medi3d.datasets.volumes import ALL_FOLDS, VolumeSettings
 from medi3d.engine.pretext import PretextSettings
 from medi3d.engine.settings import PredictionSettings, TrainingSettings
 from medi3d.errors import ConfigError
@@ -96,6 +97,11 @@ class PretrainingExperiment(Experiment):
             raise ConfigError(
                 f"tuning.batchnorm is {self.tuning.batchnorm!r}: the encoder that is kept has its batch norms"
             )
+
+
+def is_crossvalidation(experiment: Experiment) -> TypeGuard[SegmentationExperiment]:
+    """Whether an experiment means the trainings of all folds."""
+    return isinstance(experiment, SegmentationExperiment) and experiment.data.fold == ALL_FOLDS
 
 
 TASKS: dict[str, type[Experiment]] = {

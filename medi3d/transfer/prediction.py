@@ -22,7 +22,7 @@ from medi3d.engine.metrics import Row
 from medi3d.errors import ConfigError, DataError, Medi3dError
 from medi3d.transfer.experiment import Experiment
 from medi3d.transfer.inputs import FORMATS, Scan, find_scans
-from medi3d.transfer.predictor import Predictor, Segmentation, check_ensemble, segment
+from medi3d.transfer.predictor import Predictor, Segmentation, check_ensemble, load_members, members, segment
 from medi3d.transfer.records import Records, key_of
 
 
@@ -64,7 +64,8 @@ def run_prediction(
         inputs: NIfTI, NRRD or MetaImage files, folders of one DICOM series each, or folders of these.
         out: folder for the masks, each under the name of its scan (a DICOM series gives NIfTI), and
             `predictions.csv` with volume and confidence of each label.
-        ensemble: further runs, whose probabilities are averaged with those of the first.
+        ensemble: further runs, whose probabilities are averaged with those of the first; of a
+            cross-validation each fold's network counts as one.
         options: format, memory, overwriting.
 
     Returns:
@@ -75,8 +76,8 @@ def run_prediction(
         WeightsError: a run has no usable checkpoint.
     """
     runs = [(experiment, folder), *ensemble]
-    predictors = [Predictor.load(*run) for run in runs]
-    settings = check_ensemble(predictors, [place for _, place in runs])
+    predictors = [one for run in runs for one in load_members(*run)]
+    settings = check_ensemble(predictors, [place for run in runs for _, place in members(*run)])
     return predict_files(predictors, settings, inputs, out, options)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from medi3d.engine.precision import Precision
 from medi3d.engine.state import load_network
 from medi3d.errors import ConfigError
 from medi3d.transfer.building import make_network, make_task
-from medi3d.transfer.experiment import Experiment, SegmentationExperiment
+from medi3d.transfer.experiment import Experiment, SegmentationExperiment, is_crossvalidation
 from medi3d.transfer.postprocessing import keep_largest, read_largest
 
 CONFIDENCE_STEPS = 255
@@ -56,8 +56,13 @@ class Predictor:
     identity: str = ""
 
     @classmethod
-    def load(cls, experiment: Experiment, folder: Path) -> "Predictor":
+    def load(cls, experiment: Experiment, folder: Path, decided: Path | None = None) -> "Predictor":
         """The best network of the run in `folder`.
+
+        Args:
+            experiment: of the run.
+            folder: the run folder.
+            decided: folder that says of which labels the largest component is kept; `folder` if None.
 
         Raises:
             WeightsError: the run has no complete checkpoint, or it is of another network.
@@ -68,7 +73,7 @@ class Predictor:
         load_network(best, network)
         precision = Precision.choose(experiment.training.precision, distributed.local_device())
         placed_network = precision.place_network(network).eval()
-        names = read_largest(folder)
+        names = read_largest(decided or folder)
         largest = [number for number, name in enumerate(task.classes) if name in names]
         with best.open("rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
@@ -100,6 +105,28 @@ class Predictor:
     def segment(self, image: LoadedImage) -> sitk.Image:
         """The mask of a loaded scan, on the grid of its file."""
         return segment([self], [image]).mask
+
+
+def members(experiment: Experiment, folder: Path) -> list[tuple[Experiment, Path]]:
+    """The runs in a run folder: itself, or of a cross-validation each fold, in `fold0`, `fold1`, ..."""
+    if not is_crossvalidation(experiment):
+        return [(experiment, folder)]
+    return [
+        (
+            replace(experiment, name=f"{experiment.name}_fold{k}", data=replace(experiment.data, fold=k)),
+            folder / f"fold{k}",
+        )
+        for k in range(experiment.data.folds)
+    ]
+
+
+def load_members(experiment: Experiment, folder: Path) -> list[Predictor]:
+    """The best network of each of the runs in a run folder; the folder decides about components for all.
+
+    Raises:
+        WeightsError: as `Predictor.load`.
+    """
+    return [Predictor.load(*run, decided=folder) for run in members(experiment, folder)]
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,10 @@ def run_training(
     """
     with distributed.joined_processes() as device:
         checkpoint = folder / "checkpoints" / "last.pt"
-        _check_folder(experiment, folder, checkpoint, resume)
+        check_folder(experiment, folder, checkpoint, resume)
         distributed.wait_for_all()
         if distributed.is_writer():
-            _start_folder(experiment, folder)
+            start_folder(experiment, folder)
         distributed.wait_for_all()
         with spoken_log(folder / "log.txt"):
             row = _train(experiment, folder, checkpoint, device, split)
@@ -147,7 +147,12 @@ def _run(
         progress.close()
 
 
-def _check_folder(experiment: Experiment, folder: Path, checkpoint: Path, resume: bool) -> None:
+def check_folder(experiment: Experiment, folder: Path, checkpoint: Path, resume: bool) -> None:
+    """Refuse a folder with a checkpoint, unless its run is to be resumed and is this one.
+
+    Raises:
+        ConfigError: as `run_training` says.
+    """
     if not checkpoint.is_file():
         return
     if not resume:
@@ -177,7 +182,12 @@ def _as_container(experiment: Experiment) -> Any:
     return OmegaConf.to_container(OmegaConf.structured(experiment), resolve=True)
 
 
-def _start_folder(experiment: Experiment, folder: Path) -> None:
+def start_folder(experiment: Experiment, folder: Path) -> None:
+    """Make a run folder, with the resolved config and the environment.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     try:
         for part in (folder / "checkpoints", folder / "plots"):
             part.mkdir(parents=True, exist_ok=True)
