@@ -29,7 +29,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_table(path: Path, words: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Rows of a CSV that `write_table` wrote, numbers as numbers except in columns `words`; no file, no rows."""
+    """Rows of a CSV that `write_table` wrote, numbers as such except in columns `words`; no file: none."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
