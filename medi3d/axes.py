@@ -16,6 +16,18 @@ DEPTH, HEIGHT, WIDTH = 2, 3, 4
 Triple = tuple[int, int, int]
 
 
+def check_volume(shape: Sequence[int], channels: int) -> None:
+    """Refuse what is no `(B, C, D, H, W)` with so many channels.
+
+    Raises:
+        ShapeError: it is not 5-D, an axis is empty, or it has another number of channels.
+    """
+    if len(shape) != 5 or shape[1] != channels or 0 in shape:
+        raise ShapeError(
+            f"this network takes (B, {channels}, D, H, W) with no empty axis, not {tuple(shape)}"
+        )
+
+
 def to_triple(value: int | Sequence[int], name: str = "value") -> Triple:
     """One integer for all axes, or three for (depth, height, width), as a triple.
 

@@ -7,8 +7,8 @@ import torch
 from monai.networks.blocks.dynunet_block import UnetBasicBlock
 from torch import Tensor, nn
 
-from medi3d.axes import Triple
-from medi3d.errors import ShapeError, SourceError
+from medi3d.axes import Triple, check_volume
+from medi3d.errors import SourceError
 from medi3d.inflation.network import Inflated, build, describe, inflate
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.rules import ConvRule
@@ -221,11 +221,7 @@ class PlainEncoder(nn.Module):
         Raises:
             ShapeError: the input is not 5-D, is empty, or has another number of channels.
         """
-        if volume.dim() != 5 or volume.shape[1] != self.in_channels or 0 in volume.shape:
-            raise ShapeError(
-                f"this network takes (B, {self.in_channels}, D, H, W) with no empty axis, "
-                f"not {tuple(volume.shape)}"
-            )
+        check_volume(volume.shape, self.in_channels)
         maps = []
         for block in self.blocks:
             volume = block(volume)

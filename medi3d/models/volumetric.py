@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from monai.networks.nets.resnet import ResNetBottleneck, ResNetFeatures
 from torch import Tensor, nn
 
-from medi3d.axes import Triple
+from medi3d.axes import Triple, check_volume
 from medi3d.errors import ShapeError, SourceError
 from medi3d.models.contract import Normaliser
 from medi3d.models.nnunet import FEATURES, NnUNetEncoder
@@ -60,11 +60,7 @@ class VolumetricEncoder(nn.Module):
         Raises:
             ShapeError: the input is not 5-D, is empty, or has another number of channels.
         """
-        if volume.dim() != 5 or volume.shape[1] != self.in_channels or 0 in volume.shape:
-            raise ShapeError(
-                f"this network takes (B, {self.in_channels}, D, H, W) with no empty axis, "
-                f"not {tuple(volume.shape)}"
-            )
+        check_volume(volume.shape, self.in_channels)
         return self.maps(volume if self.normaliser is None else self.normaliser(volume))
 
 

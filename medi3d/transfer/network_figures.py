@@ -9,7 +9,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from medi3d.datasets.cohort import Case, load_case
 from medi3d.datasets.volumes import load_image
@@ -17,6 +16,7 @@ from medi3d.engine.plots import PREDICTION, REFERENCE
 from medi3d.transfer.building import make_network, make_task
 from medi3d.transfer.figures import save
 from medi3d.transfer.grid import Cell, Point
+from medi3d.transfer.norms import batch_norms
 from medi3d.transfer.prediction import Predictor
 from medi3d.transfer.results import Finding, Results
 
@@ -157,19 +157,13 @@ def norm_shifts(trained: Trained) -> list[float]:
     before: Any = trained.before
     after: Any = trained.after.network
     shifts = []
-    for old, new in zip(_batch_norms(before.encoder), _batch_norms(after.encoder), strict=True):
+    for old, new in zip(*(batch_norms(one.encoder).values() for one in (before, after)), strict=True):
         assert old.running_mean is not None
         assert new.running_mean is not None
         assert old.running_var is not None
         moved = (new.running_mean.cpu() - old.running_mean) / (old.running_var + old.eps).sqrt()
         shifts.append(float(moved.square().mean().sqrt()))
     return shifts
-
-
-def _batch_norms(module: nn.Module) -> list[_BatchNorm]:
-    return [
-        layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats
-    ]
 
 
 def _centre(image: Tensor, size: list[int]) -> Tensor:

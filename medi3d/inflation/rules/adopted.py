@@ -5,7 +5,10 @@ that must stay. Such a layer is *adopted*: its class becomes a subclass of the r
 was, so its parameters keep their names and its forward is called as it is.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -125,12 +128,12 @@ class AttentionRule(AdoptedRule):
         return _NeighbouringKeys(self.fold.batch, slices, self.depth.kernel)
 
 
-class _NeighbouringKeys(TorchFunctionMode):
-    """While active, `scaled_dot_product_attention` sees keys and values of neighbouring slices."""
+class JoinedAttention(TorchFunctionMode, ABC):
+    """While active, `scaled_dot_product_attention` of a volume's slices `(B·D·q, ..., L, E)` is `attend`."""
 
-    def __init__(self, batch: int, slices: int, reach: int) -> None:
+    def __init__(self, batch: int, slices: int) -> None:
         super().__init__()
-        self.batch, self.slices, self.reach = batch, slices, reach
+        self.batch, self.slices = batch, slices
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -139,11 +142,31 @@ class _NeighbouringKeys(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         query, key, value, *rest = args
-        mask = rest[0] if rest else kwargs.get("attn_mask")
+        mask = rest.pop(0) if rest else kwargs.pop("attn_mask", None)
+        return self.attend(partial(func, **kwargs), query, key, value, mask, *rest)
+
+    @abstractmethod
+    def attend(
+        self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *options: Any
+    ) -> Tensor:
+        """torch's `attention`, with slices joined; `options`: the mask or None, and what else was given."""
+
+
+class _NeighbouringKeys(JoinedAttention):
+    """Keys and values come from neighbouring slices too."""
+
+    def __init__(self, batch: int, slices: int, reach: int) -> None:
+        super().__init__(batch, slices)
+        self.reach = reach
+
+    def attend(
+        self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *options: Any
+    ) -> Tensor:
+        """As it was, with `reach` times as many keys."""
+        mask, *rest = options
         if mask is not None:
             mask = mask.repeat(*[1] * (mask.dim() - 1), self.reach)
-            rest, kwargs = ([mask, *rest[1:]], kwargs) if rest else ([], {**kwargs, "attn_mask": mask})
-        return func(query, self._widen(key), self._widen(value), *rest, **kwargs)
+        return attention(query, self._widen(key), self._widen(value), mask, *rest)
 
     def _widen(self, tokens: Tensor) -> Tensor:
         """`(B·D·q, ..., L, E)` -> `(B·D·q, ..., reach·L, E)`; slices beyond the ends repeat the end."""

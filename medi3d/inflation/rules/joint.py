@@ -1,12 +1,12 @@
 """The rule for attention over all slices of a volume."""
 
+from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from medi3d.inflation.rules.adopted import AttentionRule
+from medi3d.inflation.rules.adopted import AttentionRule, JoinedAttention
 from medi3d.inflation.rules.base import register_attention_rule
 
 
@@ -27,24 +27,17 @@ class JointAllRule(AttentionRule):
         return _OneSlice(self.fold.batch, slices)
 
 
-class _OneSlice(TorchFunctionMode):
-    """While active, `scaled_dot_product_attention` sees all slices of a volume as one."""
+class _OneSlice(JoinedAttention):
+    """All slices of a volume are seen as one."""
 
-    def __init__(self, batch: int, slices: int) -> None:
-        super().__init__()
-        self.batch, self.slices = batch, slices
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        query, key, value, *rest = args
-        mask = rest.pop(0) if rest else kwargs.pop("attn_mask", None)
+    def attend(
+        self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *options: Any
+    ) -> Tensor:
+        """As one long slice, then cut into slices again."""
+        mask, *rest = options
         if mask is not None:
             mask = self._widen(mask, query.shape[0])
-        out = func(self._join(query), self._join(key), self._join(value), mask, *rest, **kwargs)
+        out = attention(self._join(query), self._join(key), self._join(value), mask, *rest)
         out = out.unflatten(-2, (self.slices, -1)).unflatten(0, (self.batch, -1))
         return out.movedim(-3, 1).flatten(0, 2)
 
