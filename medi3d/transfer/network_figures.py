@@ -122,9 +122,8 @@ def plot_drift(pair: tuple[Trained, Trained], path: Path) -> Path:
         shifts = norm_shifts(trained)
         if shifts:
             norms.plot(range(1, len(shifts) + 1), shifts, **look | {"marker": "."})
-    levels.set(
-        xlabel="encoder level", ylabel="‖after − before‖ / ‖before‖", title="activations", ylim=(0, None)
-    )
+    levels.set(xlabel="encoder level", ylabel="‖after − before‖ / ‖before‖", title="activations")
+    levels.set_yscale("symlog", linthresh=0.1)  # untrained networks start from almost nothing
     levels.set_xticks(range(1, len(drift) + 1))
     norms.set(xlabel="batch norm, from the input on", ylabel="rms shift, deviations", title="running means")
     for axes in (levels, norms):
