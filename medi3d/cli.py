@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from medi3d.cli_features import classify, features
 from medi3d.cli_weights import weights_app
 from medi3d.errors import ConfigError, Medi3dError, SourceError
 from medi3d.options import (
@@ -37,6 +38,8 @@ app = typer.Typer(
     "train it, and learn whether it helped.",
 )
 app.add_typer(weights_app, name="weights")
+app.command()(classify)
+app.command()(features)
 
 
 def main() -> None:
@@ -162,25 +165,6 @@ def inspect(
     report = inspect_source(source, chosen, in_channels=in_channels, size=size)
     print_inspection(report, triple(spacing), fps)
     write_json(json_file, report)
-
-
-@app.command()
-def classify(
-    clip: Annotated[Path, typer.Argument(help="A video file or GIF.")],
-    weights: Annotated[str, typer.Option(help="A row of `medi3d weights list` that has classes.")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
-    json_file: JsonFile = None,
-) -> None:
-    """Name the action in a clip.
-
-    Example: medi3d classify cricket.gif --weights kinetics400/i3d-rgb
-    """
-    from medi3d.console import print_classes
-    from medi3d.transfer.classify import classify_file
-
-    classes = classify_file(clip, weights, top)
-    print_classes(classes)
-    write_json(json_file, [{"class": name, "probability": p} for name, p in classes])
 
 
 @app.command()

@@ -55,6 +55,28 @@ def refuse_for_artifact(source: str, **options: Any) -> None:
         )
 
 
+def refuse_for_run(**options: Any) -> None:
+    """A run brings what these options would choose; one that was given anyway is an error.
+
+    Raises:
+        SourceError: naming the option.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise SourceError(f"a run has its own network and data settings: leave out --{given[0]}")
+
+
+def window_of(text: str | None) -> tuple[float, float] | None:
+    """Lowest and highest value in HU from "LOW,HIGH"."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--window is {text!r}: give LOW,HIGH in HU, such as -1000,1000") from None
+    return (low, high)
+
+
 def triple(text: str | None) -> tuple[float, float, float] | None:
     """Voxel size in mm from "DZ,DY,DX"."""
     if text is None:

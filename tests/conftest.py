@@ -1,8 +1,11 @@
 """What every test may ask for."""
 
 import os
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,3 +26,35 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def encode(tmp_path: Path) -> Callable[..., Path]:
+    """Pictures (H, W, 3) as a video of 25 frames per second, or shown at the given times in 1/1000 s."""
+    av = pytest.importorskip("av")
+
+    def write(
+        pictures: list[np.ndarray],
+        name: str = "clip.mp4",
+        *,
+        codec: str = "mpeg4",
+        times: list[int] | None = None,
+        options: dict[str, str] | None = None,
+    ) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w", options=options or {}) as container:
+            stream = container.add_stream(codec, rate=25)
+            height, width = pictures[0].shape[:2]
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            if times is not None:
+                stream.codec_context.time_base = Fraction(1, 1000)
+            for number, picture in enumerate(pictures):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                if times is not None:
+                    frame.pts, frame.time_base = times[number], Fraction(1, 1000)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    return write

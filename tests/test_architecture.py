@@ -24,7 +24,7 @@ LAYERS = {
 }
 """Layer -> layers that it may import, besides itself and what is below all: axes, errors."""
 BASE = {"axes", "errors", "torchvision_shim"}
-TOP = {"cli", "cli_weights", "__main__", "__init__", "console", "doctor", "options"}
+TOP = {"cli", "cli_weights", "cli_features", "__main__", "__init__", "console", "doctor", "options"}
 """What stands above all layers: the command line, what it prints, and the names of the package."""
 
 

@@ -9,23 +9,75 @@ from medi3d.errors import SourceError
 from medi3d.inflation.network import build
 from medi3d.inflation.plan import KernelPlan
 from medi3d.models.inception import InceptionV1Classifier
-from medi3d.weights.catalogue import get_row, read_classes
+from medi3d.models.video.figure2 import TwoStream
+from medi3d.weights.catalogue import find_weights, get_row, read_classes
 from medi3d.weights.load import load_weights
+
+STREAMS = {"RGB": "rgb", "UV": "flow"}
+"""Channels of an input contract -> what the clip must hold."""
+
+
+def published_streams(weights: str) -> str:
+    """What a row's network sees of a clip: "rgb", "flow", or "both" for two rows, RGB+FLOW.
+
+    Raises:
+        WeightsError: no such row.
+        SourceError: it sees neither, or two rows are not RGB+FLOW.
+    """
+    seen = []
+    for name in weights.split("+"):
+        contract = get_row(name).contract
+        if contract is None or contract.channels not in STREAMS:
+            raise SourceError(f"weights {name} are of no network for clips")
+        seen.append(STREAMS[contract.channels])
+    if len(seen) > 1 and seen != ["rgb", "flow"]:
+        raise SourceError(
+            f"weights {weights!r} are of {', '.join(seen)}: two streams are RGB+FLOW, in this order"
+        )
+    return seen[0] if len(seen) == 1 else "both"
 
 
 def build_published_classifier(weights: str) -> tuple[nn.Module, list[str]]:
     """The published I3D with its own head, ready to use, and its class names.
 
     Takes clips `(B, C, T, H, W)` in the range of the row's input contract; gives logits `(B, classes, T')`.
+    For two rows, RGB+FLOW, both networks, whose logits are added; clips then have five channels.
 
     Raises:
         WeightsError: no such row, it has no classes, or the file is not on this machine.
-        SourceError: the row is not of I3D.
+        SourceError: the row is not of I3D, or two rows are not a pair.
     """
-    row = get_row(weights)
+    published_streams(weights)
+    made = [_build_stream(name) for name in weights.split("+")]
+    (network, classes), (_, others) = made[0], made[-1]
+    if others != classes:
+        raise SourceError(f"weights {weights!r}: {len(classes)} and {len(others)} classes, not the same ones")
+    return (network if len(made) == 1 else TwoStream(network, made[1][0], add=True)).eval(), classes
+
+
+def check_published(weights: str) -> None:
+    """Refuse rows that name no classes or are not on this machine, before a clip is read for them.
+
+    Raises:
+        WeightsError, SourceError: as `build_published_classifier`.
+    """
+    published_streams(weights)
+    for name in weights.split("+"):
+        _check_row(name)
+        find_weights(get_row(name))
+
+
+def _check_row(name: str) -> list[str]:
+    row = get_row(name)
     classes = read_classes(row)
-    if row.source != "inception_v1" or row.contract is None:
+    if row.source != "inception_v1":
         raise SourceError(f"weights {row.name} are of {row.source}; classify needs those of inception_v1")
+    return classes
+
+
+def _build_stream(name: str) -> tuple[nn.Module, list[str]]:
+    row, classes = get_row(name), _check_row(name)
+    assert row.contract is not None
     net2d = InceptionV1Classifier(len(classes), in_channels=len(row.contract.channels))
     network, _ = build(net2d, KernelPlan.video())  # proven where it is tested, not for every clip anew
     load_weights(network, row)

@@ -2,25 +2,32 @@
 
 from pathlib import Path
 
-from medi3d.datasets.clips import ClipSettings, evaluation_clip
-from medi3d.datasets.frames import read_frames
-from medi3d.errors import DataError
-from medi3d.models.classify import build_published_classifier, classify_clip
-from medi3d.weights.catalogue import get_row
+from medi3d.datasets.clips import Clip, ClipSettings, load_clip
+from medi3d.models.classify import (
+    build_published_classifier,
+    check_published,
+    classify_clip,
+    published_streams,
+)
 
 
 def classify_file(path: str | Path, weights: str, top: int = 5) -> list[tuple[str, float]]:
     """The likeliest classes of a clip with their probabilities; the whole clip is looked at, its centre crop.
 
+    For weights of optical flow it is computed (TV-L1, about a second a frame) and kept in medi3d's cache.
+
+    Args:
+        path: of the clip.
+        weights: a row that has classes, or two, RGB+FLOW, whose logits are added.
+        top: how many classes.
+
     Raises:
-        DataError: the clip is missing or damaged, or the weights want optical flow.
+        DataError: the clip is missing or damaged.
         WeightsError, SourceError: see `build_published_classifier`.
     """
-    contract = get_row(weights).contract
-    if contract is not None and contract.channels != "RGB":
-        raise DataError(f"weights {weights} take optical flow, not pictures; use kinetics400/i3d-rgb")
-    settings = ClipSettings()
-    frames = read_frames(path, settings.side, keep=settings.crop)
-    sample = evaluation_clip({"image": frames}, settings)
+    settings = ClipSettings(streams=published_streams(weights))
+    if settings.streams != "rgb":  # flow takes minutes: tell first what else is missing
+        check_published(weights)
+    clip = load_clip(Clip(Path(path), 0, ""), settings)["image"]
     network, classes = build_published_classifier(weights)
-    return classify_clip(network, sample["image"], classes, top)
+    return classify_clip(network, clip, classes, top)

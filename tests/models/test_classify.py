@@ -1,12 +1,19 @@
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from medi3d.datasets.clips import to_range
+from medi3d.datasets.clips import ClipSettings, to_range
 from medi3d.datasets.frames import read_frames
-from medi3d.errors import DataError, WeightsError
+from medi3d.errors import DataError, SourceError, WeightsError
+from medi3d.models import classify
 from medi3d.models.classify import build_published_classifier, classify_clip
 from medi3d.transfer.classify import classify_file
+
+
+PAIR = "kinetics400/i3d-rgb+kinetics400/i3d-flow"
 
 
 class Constant(nn.Module):
@@ -61,13 +68,37 @@ def test_the_cricket_clip_is_playing_cricket(shared, weights):
     ("name", "error", "message"),
     [
         ("imagenet/efficientnet-lite0", WeightsError, "come without class names"),
-        ("kinetics400/i3d-flow", DataError, "take optical flow"),
+        ("kinetics400/i3d-flow", WeightsError, "i3d-flow are not on this machine"),
+        (PAIR, WeightsError, "i3d-flow are not on this machine"),
+        ("kinetics400/i3d-flow+kinetics400/i3d-rgb", SourceError, "two streams are RGB.FLOW, in this order"),
+        ("medicalnet/resnet10", SourceError, "are of no network for clips"),
         ("nothing", WeightsError, "unknown weights"),
     ],
 )
-def test_weights_that_cannot_name_a_clip_are_refused(shared, name, error, message):
+def test_weights_that_cannot_name_a_clip_are_refused(shared, weights, name, error, message):
     with pytest.raises(error, match=message):
         classify_file(shared / "misc_videos" / "mmaction2__part_0.mp4", name)
+
+
+class Means(nn.Module):
+    """Three logits at each moment: the mean of all channels, of the first and of the last."""
+
+    def forward(self, clip):
+        seen = clip.mean(dim=(3, 4))
+        return torch.stack([seen.mean(dim=1), seen[:, 0], seen[:, -1]], dim=1)
+
+
+def test_logits_of_two_streams_are_added_and_flow_is_computed(monkeypatch, encode, tmp_path):
+    monkeypatch.setattr(classify, "_build_stream", lambda name: (Means(), ["all", "first", "last"]))
+    monkeypatch.setattr(classify, "find_weights", lambda row: None)
+    monkeypatch.setattr("medi3d.transfer.classify.ClipSettings", partial(ClipSettings, side=32, crop=32))
+    monkeypatch.setenv("MEDI3D_CACHE", str(tmp_path))
+    clip = torch.randn(1, 5, 4, 8, 8)
+    network, _ = build_published_classifier(PAIR)
+    assert torch.allclose(network(clip), Means()(clip[:, :3]) + Means()(clip[:, 3:]))
+    path = encode([np.full((40, 48, 3), 10 * t, np.uint8) for t in range(3)])
+    assert len(classify_file(path, PAIR)) == 3
+    assert list(tmp_path.rglob("flow/*/*.npz"))
 
 
 def test_a_damaged_clip_is_refused_before_the_network_is_built(tmp_path):
