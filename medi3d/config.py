@@ -139,6 +139,9 @@ def _explain(error: Exception) -> str:
     """OmegaConf's message on one line, after the path of the key."""
     key, message = getattr(error, "full_key", None), _one_line(getattr(error, "msg", None) or error)
     message = re.sub(r"Key '\w+' not in '\w+'", "unknown key", message)
+    message = re.sub(
+        r"Structured config of type `\w+` has missing mandatory value: \w+", "is missing", message
+    )
     return f"{key}: {message}" if key else message
 
 

@@ -76,7 +76,7 @@ def test_a_config_survives_the_way_through_yaml(write, tmp_path):
         ("strategy=some", "strategy is 'some': one of original, fixed, full"),
         ("task=detection", "task is 'detection': one of segmentation, classification"),
         ("name=a/b", "name is 'a/b'"),
-        ("name=???", "name"),
+        ("name=???", "name: is missing"),
         ("data.root=${oc.env:NOT_THERE}", "NOT_THERE"),
         ("training.steps", "'training.steps' is no override: write key=value"),
         ("network.norm=layer", "network.norm is 'layer'"),
@@ -95,7 +95,7 @@ def test_what_is_wrong_is_said_in_one_line_with_its_key(write, override, message
     [
         ("task: [", "not readable as YAML"),
         ("- a\n- b", "a config is a list of `key: value`"),
-        ("task: segmentation\nname: x\n", "data"),
+        ("task: segmentation\nname: x\n", "data: is missing"),
     ],
     ids=["damaged", "a list", "no data"],
 )
