@@ -32,18 +32,21 @@ class SlidingWindow:
 
     A volume that fits into the window is seen at once. A larger one is covered by overlapping windows,
     whose logits are averaged with Gaussian weights, as in nnU-Net (Isensee et al. 2021,
-    doi:10.1038/s41592-020-01008-z); windows and weights are MONAI's. Where it is thinner than the
-    window along some axis, its border voxels go on, as in the patches of the training.
+    doi:10.1038/s41592-020-01008-z); windows and weights are MONAI's. Where it is thinner than the patches
+    of the training, its border voxels go on, as they did there: norms that take their statistics from the
+    volume would see others without them.
 
     Args:
         size: window in voxels, (D, H, W).
         overlap: share of a window that its neighbour covers too, 0 to 1.
         windows_at_once: windows in one forward pass.
+        patch: size of the training's patches in voxels; None: the window's.
     """
 
     size: Triple
     overlap: float = 0.5
     windows_at_once: int = 2
+    patch: Triple | None = None
 
     def __call__(self, image: Tensor, network: Network) -> Tensor:
         """Image `(B, C, D, H, W)` -> logits `(B, classes, D, H, W)` in float32."""
@@ -55,33 +58,42 @@ class SlidingWindow:
         Only as many slices as a window is deep are held for all classes.
         """
         shape = image.shape[1:]
-        if all(extent <= window for extent, window in zip(shape, self.size, strict=True)):
-            yield single_forward(image[None], network)[0]
-            return
-        missing = [max(window - extent, 0) for extent, window in zip(shape, self.size, strict=True)]
+        window = self._window(shape)
+        missing = [max(w - extent, 0) for extent, w in zip(shape, window, strict=True)]
         before = [lack // 2 for lack in missing]
         if any(missing):
             sides = [side for lack, low in zip(missing, before, strict=True) for side in (lack - low, low)]
             image = pad(image[None], sides[::-1], mode="replicate")[0]
         inside = tuple(slice(low, low + extent) for low, extent in zip(before, shape, strict=True))
-        for slab in self._bands(image, network):
+        if image.shape[1:] == window:
+            yield single_forward(image[None], network)[0][(slice(None), *inside)]
+            return
+        for slab in self._bands(image, window, network):
             yield slab[(slice(None), *inside)]
 
-    def _bands(self, image: Tensor, network: Network) -> Iterator[Tensor]:
+    def _window(self, shape: Sequence[int]) -> Triple:
+        """The window for a volume: where it is thinner than the largest one, no larger than need be."""
+        depth, height, width = (
+            min(largest, max(extent, least))
+            for largest, extent, least in zip(self.size, shape, self.patch or self.size, strict=True)
+        )
+        return (depth, height, width)
+
+    def _bands(self, image: Tensor, window: Triple, network: Network) -> Iterator[Tensor]:
         """Slices are final, and given out, when no window to come reaches them."""
         shape = image.shape[1:]
-        places = dense_patch_slices(shape, self.size, self._steps(shape))
+        places = dense_patch_slices(shape, window, self._steps(shape, window))
         rows = [(z.start, [(y, x) for _, y, x in row]) for z, row in groupby(places, lambda place: place[0])]
         ends = [start for start, _ in rows[1:]] + [shape[0]]
         sums = weights = importance = torch.empty(0)
         for (start, row), end in zip(rows, ends, strict=True):
             for first in range(0, len(row), self.windows_at_once):
                 part = row[first : first + self.windows_at_once]
-                depth = slice(start, start + self.size[0])
+                depth = slice(start, start + window[0])
                 logits = single_forward(torch.stack([image[:, depth, y, x] for y, x in part]), network)
                 if not len(importance):
-                    importance = self._importance(logits.device)
-                    sums = logits.new_zeros(logits.shape[1], self.size[0], *shape[1:])
+                    importance = _importance(window, logits.device)
+                    sums = logits.new_zeros(logits.shape[1], window[0], *shape[1:])
                     weights = logits.new_zeros(sums.shape[1:])
                 for one, (y, x) in zip(logits, part, strict=True):
                     sums[..., y, x] += one * importance
@@ -90,15 +102,16 @@ class SlidingWindow:
             yield sums[:, :done] / weights[:done]
             sums, weights = _moved_on(sums, done), _moved_on(weights, done)
 
-    def _importance(self, device: torch.device) -> Tensor:
-        return compute_importance_map(self.size, "gaussian", sigma_scale=0.125, device=device)
-
-    def _steps(self, shape: Sequence[int]) -> Triple:
+    def _steps(self, shape: Sequence[int], window: Triple) -> Triple:
         depth, height, width = (
-            window if window == extent else max(1, int(window * (1 - self.overlap)))
-            for window, extent in zip(self.size, shape, strict=True)
+            size if size == extent else max(1, int(size * (1 - self.overlap)))
+            for size, extent in zip(window, shape, strict=True)
         )
         return (depth, height, width)
+
+
+def _importance(window: Triple, device: torch.device) -> Tensor:
+    return compute_importance_map(window, "gaussian", sigma_scale=0.125, device=device)
 
 
 def _moved_on(band: Tensor, slices: int) -> Tensor:

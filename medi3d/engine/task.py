@@ -42,7 +42,9 @@ class Task:
     score: str
 
 
-def segmentation(labels: Sequence[str], window: Triple, *, overlap: float = 0.5) -> Task:
+def segmentation(
+    labels: Sequence[str], window: Triple, *, overlap: float = 0.5, patch: Triple | None = None
+) -> Task:
     """Segment volumes into background and `labels`.
 
     Target is `(B, 1, D, H, W)`. The loss is Dice (without background) plus cross entropy; for a list of
@@ -52,6 +54,7 @@ def segmentation(labels: Sequence[str], window: Triple, *, overlap: float = 0.5)
         labels: names of the labels 1, 2, ...
         window: size in voxels, (D, H, W), up to which a volume is predicted in one piece.
         overlap: of sliding windows, 0 to 1.
+        patch: size in voxels of what the network is trained on; None: the window's.
     """
     names = tuple(labels)
     dice_ce = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
@@ -71,7 +74,7 @@ def segmentation(labels: Sequence[str], window: Triple, *, overlap: float = 0.5)
         classes=("background", *names),
         prepare_batch=image_and_label,
         loss=loss,
-        inferer=SlidingWindow(window, overlap),
+        inferer=SlidingWindow(window, overlap, patch=patch),
         postprocess=lambda logits: logits.argmax(dim=1),
         metrics=metrics,
         score="dice",

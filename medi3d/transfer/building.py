@@ -23,8 +23,10 @@ from medi3d.transfer.strategies import CONVERSIONS
 def make_task(experiment: Experiment) -> Task:
     """The task of an experiment, with the names of its classes."""
     if isinstance(experiment, SegmentationExperiment):
-        window = to_triple(experiment.prediction.window or experiment.data.patch, "prediction.window")
-        return segmentation(experiment.data.label_names, window, overlap=experiment.prediction.overlap)
+        patch = to_triple(experiment.data.patch, "data.patch")
+        window = to_triple(experiment.prediction.window or patch, "prediction.window")
+        overlap = experiment.prediction.overlap
+        return segmentation(experiment.data.label_names, window, overlap=overlap, patch=patch)
     if isinstance(experiment, ClassificationExperiment):
         return classification(read_clip_list(experiment.data).classes)
     if isinstance(experiment, PretrainingExperiment):

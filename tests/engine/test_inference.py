@@ -20,15 +20,14 @@ class Threshold(nn.Module):
         return torch.cat([-x, x], dim=1)
 
 
-def test_a_volume_that_fits_is_seen_once():
-    seen = []
-
-    def network(x):
-        seen.append(tuple(x.shape))
-        return x
-
-    SlidingWindow((8, 8, 8))(torch.zeros(1, 1, 5, 8, 7), network)
-    assert seen == [(1, 1, 5, 8, 7)]
+@pytest.mark.parametrize(
+    ("patch", "shown"), [((4, 4, 4), (5, 8, 7)), ((6, 6, 6), (6, 8, 7)), (None, (8, 8, 8))], ids=str
+)
+def test_a_volume_that_fits_is_seen_once_and_no_smaller_than_the_patches_of_the_training(patch, shown):
+    image, seen = torch.randn(1, 1, 5, 8, 7), []
+    inferer = SlidingWindow((8, 8, 8), patch=patch)
+    assert torch.equal(inferer(image, lambda x: seen.append(tuple(x.shape)) or x), image)
+    assert seen == [(1, 1, *shown)]
 
 
 @pytest.mark.parametrize("shape", [(9, 8, 8), (20, 17, 13), (4, 30, 8)], ids=str)
