@@ -161,6 +161,11 @@ def turned_like(mask: sitk.Image, original: sitk.Image) -> sitk.Image:
 
 def oriented_grid(original: sitk.Image) -> sitk.Image:
     """The grid of `original` turned to LPS, its voxels empty."""
-    grid = sitk.Image(original.GetSize(), sitk.sitkUInt8)
-    grid.CopyInformation(original)
-    return sitk.DICOMOrient(grid, "LPS")
+    return sitk.DICOMOrient(empty_like(original), "LPS")
+
+
+def empty_like(image: sitk.Image) -> sitk.Image:
+    """The grid of `image`, its voxels empty: a byte each."""
+    grid = sitk.Image(image.GetSize(), sitk.sitkUInt8)
+    grid.CopyInformation(image)
+    return grid

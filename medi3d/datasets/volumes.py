@@ -15,7 +15,7 @@ import torch
 
 from medi3d.datasets.files import read_channels, smallest_type
 from medi3d.datasets.geometry import grid_difference, spacing_dhw
-from medi3d.datasets.resampling import oriented_grid, resample_labels, turned_like
+from medi3d.datasets.resampling import empty_like, oriented_grid, resample_labels, turned_like
 from medi3d.errors import ConfigError, DataError, ShapeError
 
 SPACING_TOLERANCE = 1e-3
@@ -168,8 +168,8 @@ class LoadedImage(NamedTuple):
     """A case's image as the network takes it, and the two grids between which its mask travels."""
 
     image: torch.Tensor  # (C, D, H, W) float32
-    canonical: sitk.Image  # first channel on the network's grid
-    original: sitk.Image  # first channel on the file's grid
+    canonical: sitk.Image  # the network's grid, its voxels empty
+    original: sitk.Image  # the file's grid, its voxels empty
 
 
 def load_image(paths: Sequence[Path], settings: VolumeSettings) -> LoadedImage:
@@ -185,22 +185,25 @@ def load_image(paths: Sequence[Path], settings: VolumeSettings) -> LoadedImage:
         raise DataError(
             f"{paths[0]}: {what} channels (3D images) where the config says channels: {settings.channels}"
         )
-    first_path, original = files[0]
+    first_path, original = files[0][0], empty_like(files[0][1])
     arrays, canonical = [], None
-    for path, channel in files:
+    while files:
+        path, channel = files.pop(0)
         difference = grid_difference(channel, original)
         if difference:
             raise DataError(f"{path}: not on the grid of {first_path}: {difference}")
-        channel = sitk.Cast(channel, sitk.sitkFloat32)
+        # Turned as it is stored: in a large scan, the fewer arrays of float32 the better.
+        channel = sitk.Cast(sitk.DICOMOrient(channel, "LPS"), sitk.sitkFloat32)
         check_finite(channel, path)  # as float32, which large numbers do not fit into
         try:
-            oriented = to_canonical(channel, _triple(settings.spacing))
-            canonical = oriented if canonical is None else canonical
-            arrays.append(normalise(to_array(oriented), settings.normalisation))
+            channel = to_canonical(channel, _triple(settings.spacing))
+            canonical = empty_like(channel) if canonical is None else canonical
+            arrays.append(normalise(to_array(channel), settings.normalisation))
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
     assert canonical is not None
-    return LoadedImage(torch.from_numpy(np.stack(arrays)), canonical, original)
+    stacked = arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+    return LoadedImage(torch.from_numpy(stacked), canonical, original)
 
 
 def check_finite(image: sitk.Image, path: Path) -> None:
@@ -251,7 +254,10 @@ def normalise(array: np.ndarray, how: Normalisation) -> np.ndarray:
         spread = float(array.std(dtype=np.float64))
         if spread == 0:
             raise DataError(_constant(array))
-        return (array.astype(np.float32) - float(array.mean(dtype=np.float64))) / spread
+        scaled = array.astype(np.float32)
+        scaled -= float(array.mean(dtype=np.float64))
+        scaled /= spread
+        return scaled
     if how.method == "window":
         assert how.window is not None
         low, high = how.window
@@ -261,7 +267,10 @@ def normalise(array: np.ndarray, how: Normalisation) -> np.ndarray:
             low, high = float(array.min()), float(array.max())
         if low == high:
             raise DataError(_constant(array))
-    scaled = (array.astype(np.float32) - low) * (2 / (high - low)) - 1
+    scaled = array.astype(np.float32)  # one copy, changed in place
+    scaled -= low
+    scaled *= 2 / (high - low)
+    scaled -= 1
     return np.clip(scaled, -1, 1, out=scaled)
 
 
