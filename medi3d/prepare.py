@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -14,7 +14,7 @@ from rich.progress import track
 from medi3d.config import complete, read_given
 from medi3d.console import console, print_rows
 from medi3d.datasets.cache import fill_cache
-from medi3d.datasets.cohort import Cohort, read_cohort
+from medi3d.datasets.cohort import Case, Cohort, read_cohort, without_tests
 from medi3d.datasets.fingerprint import Fingerprint, examine_cohort, gather
 from medi3d.datasets.volumes import VolumeSettings
 from medi3d.engine.files import written_aside
@@ -54,7 +54,8 @@ def run_prepare(
     folder = out or Path("prepared") / str(given.name)
     cohort = read_cohort(given.data.root)
     _add(given, _listed(cohort, _flat(given)))
-    fingerprint = _examine(cohort, _provisional(given), workers)
+    cases = without_tests(cohort.cases)  # nothing is chosen by what a test set is like
+    fingerprint = _examine(cases, _provisional(given), workers)
     _write(folder / "fingerprint.json", json.dumps(fingerprint.to_dict(), indent=2))
     _show(fingerprint)
     if fingerprint.problems:
@@ -63,7 +64,7 @@ def run_prepare(
             f"{folder / 'fingerprint.json'}; the first: {fingerprint.problems[0]}"
         )
     experiment, choices = _choose(given, fingerprint, folder, memory_gb)
-    _fill(cohort, experiment.data, workers)
+    _fill(cases, experiment.data, workers)
     _write(folder / "config.yaml", OmegaConf.to_yaml(given))
     console.print(f"ready: medi3d train {folder / 'config.yaml'}", soft_wrap=True, highlight=False)
     return {
@@ -99,14 +100,14 @@ def _listed(cohort: Cohort, given: dict[str, Any]) -> list[Choice]:
 
 def _provisional(given: DictConfig) -> VolumeSettings:
     """Enough to read cases by: neither modality nor normalisation matters yet."""
-    keys = ("labels", "channels", "empty_labels")
+    keys = ("labels", "channels", "empty_labels", "overlaps")
     data = {key: given.data[key] for key in keys if key in given.data}
     return VolumeSettings(str(given.data.root), "MR", **OmegaConf.to_container(OmegaConf.create(data)))  # type: ignore[arg-type]
 
 
-def _examine(cohort: Cohort, settings: VolumeSettings, workers: int) -> Fingerprint:
-    results = examine_cohort(cohort.cases, settings, workers)
-    return gather(list(_watched(results, "examining", len(cohort.cases))))
+def _examine(cases: Sequence[Case], settings: VolumeSettings, workers: int) -> Fingerprint:
+    results = examine_cohort(cases, settings, workers)
+    return gather(list(_watched(results, "examining", len(cases))))
 
 
 def _choose(
@@ -133,9 +134,9 @@ def _choose(
     return experiment, choices
 
 
-def _fill(cohort: Cohort, settings: VolumeSettings, workers: int) -> None:
-    results = fill_cache(cohort.cases, settings, workers)
-    problems = [line for line in _watched(results, "resampling", len(cohort.cases)) if line]
+def _fill(cases: Sequence[Case], settings: VolumeSettings, workers: int) -> None:
+    results = fill_cache(cases, settings, workers)
+    problems = [line for line in _watched(results, "resampling", len(cases)) if line]
     if problems:
         raise DataError(f"{len(problems)} cases cannot be prepared: {'; '.join(sorted(problems))}")
 

@@ -9,8 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,19 @@ from safetensors.torch import load_file, save_file
 from medi3d.datasets.cohort import Case, load_case
 from medi3d.datasets.patches import labelled_voxels
 from medi3d.datasets.volumes import VolumeSettings
+from medi3d.datasets.workers import process_pool
 from medi3d.errors import DataError, Medi3dError
 
 VERSION = 1
 """Raised when reading, resampling or normalising changes, so that older files are not used."""
 
+ASIDE = ".tmp"
+"""Ends the names of files that are being written: NAME.PROCESS.tmp."""
+
 PLACES = 10_000
 """Voxels of each label that are remembered, for patches around what is labelled."""
 
-SHAPING = ("channels", "spacing", "normalisation", "labels", "empty_labels")
+SHAPING = ("channels", "spacing", "normalisation", "labels", "empty_labels", "overlaps")
 """Keys of `VolumeSettings` on which a loaded case depends."""
 
 
@@ -66,8 +69,9 @@ def cache_path(case: Case, settings: VolumeSettings) -> Path:
     digest = hashlib.blake2b(digest_size=16)
     chosen = {key: getattr(settings, key) for key in SHAPING}
     digest.update(json.dumps([VERSION, chosen], sort_keys=True, default=vars).encode())
-    for path in (*case.images, *([case.label] if case.label else [])):
-        digest.update(b"\0image or label\0")
+    names = " ".join(name for name, _ in case.structures)
+    for path in (*case.images, *case.label_files):
+        digest.update(f"\0image or label\0{names}".encode())
         for part in sorted(path.iterdir()) if path.is_dir() else [path]:
             try:
                 with part.open("rb") as file:
@@ -79,10 +83,18 @@ def cache_path(case: Case, settings: VolumeSettings) -> Path:
 
 def fill_cache(cases: Sequence[Case], settings: VolumeSettings, workers: int) -> Iterator[str | None]:
     """Make what is missing, in parallel; yields for each case, as it ends, None or what is wrong with it."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         futures = [pool.submit(_problem, case, settings) for case in cases]
         for future in as_completed(futures):
             yield future.result()
+    _sweep(Path(str(settings.cache)))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left of files that another one has made since."""
+    for aside in folder.glob(f"*{ASIDE}"):
+        if aside.with_name(aside.name.rsplit(".", 2)[0]).exists():
+            aside.unlink(missing_ok=True)
 
 
 def _problem(case: Case, settings: VolumeSettings) -> str | None:
@@ -100,12 +112,15 @@ def _store(sample: dict[str, Any], path: Path) -> None:
         tensors["label"] = sample["label"]
         for number, places in enumerate(labelled_voxels(sample["label"], PLACES), 1):
             tensors[f"places.{number}"] = places
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, aside)
             os.replace(aside, path)
+        except FileNotFoundError:  # another process was first, and swept
+            if not path.exists():
+                raise
         finally:
             aside.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:

@@ -15,6 +15,8 @@ import torch
 
 from medi3d.datasets.files import read_volume, suffix_of
 from medi3d.datasets.geometry import grid_difference, spacing_dhw
+from medi3d.datasets.nnunet import is_nnunet, read_rows
+from medi3d.datasets.structures import find_structures, join_structures
 from medi3d.datasets.volumes import (
     ALL_FOLDS,
     VolumeSettings,
@@ -35,7 +37,8 @@ class Case:
     Attributes:
         name: Unique in the cohort.
         images: Files, or folders of one DICOM series each.
-        label: None where there is none.
+        label: A file with all labels; None where there is none.
+        structures: Instead of that, (name, mask) of each label that has a file of its own.
         subject: Cases of one subject never part in a split.
         split: "training", "validation", another name (left out of both), or None: not said.
     """
@@ -45,6 +48,12 @@ class Case:
     label: Path | None
     subject: str
     split: str | None = None
+    structures: tuple[tuple[str, Path], ...] = ()
+
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """All files of its labels; none where it has no label."""
+        return (self.label,) if self.label else tuple(path for _, path in self.structures)
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,11 @@ def read_cohort(root: Path | str) -> Cohort:
     """Read the list of a cohort; no image is opened yet, but each must be there.
 
     Args:
-        root: A folder in the layout of the Medical Segmentation Decathlon (`dataset.json`), or a
-            list: `.csv` with the columns image, label, and if wanted name, subject, split (several
-            image files parted by ";"), or `.json` (a list of such objects, or as `dataset.json`).
-            Paths are relative to the list.
+        root: A folder in the layout of the Medical Segmentation Decathlon or in nnU-Net's
+            (`dataset.json`), or a list: `.csv` with the columns image, label, and if wanted name,
+            subject, split (several image files parted by ";"), or `.json` (a list of such objects, or
+            as `dataset.json`). Paths are relative to the list. Labels in a mask each: label is their
+            folder, or there is a column `label:NAME` for each (in JSON an object).
 
     Raises:
         DataError: The list is missing, damaged, empty, or names a file that is not there.
@@ -113,11 +123,11 @@ def split_cohort(cases: Sequence[Case], validation: int, seed: int = 0) -> tuple
             case is left for training.
     """
     ordered = sorted(cases, key=lambda case: case.name)
-    named = [case for case in ordered if case.split is not None]
-    if named and len(named) < len(ordered):
-        bare = next(case for case in ordered if case.split is None)
+    named = [case for case in ordered if case.split in (*TRAINING, *VALIDATION)]
+    bare = [case for case in ordered if case.split is None]
+    if named and bare:
         raise DataError(
-            f"case {bare.name} names no split but others do; give a split to all cases or to none"
+            f"case {bare[0].name} names no split but others do; give a split to all cases or to none"
         )
     if named:
         training = [case for case in ordered if case.split in TRAINING]
@@ -126,8 +136,8 @@ def split_cohort(cases: Sequence[Case], validation: int, seed: int = 0) -> tuple
         if both:
             raise DataError(f"subject {min(both)} is in training and in validation; a subject belongs to one")
     else:
-        subjects = sorted({case.subject for case in ordered})
-        count = Counter(case.subject for case in ordered)
+        subjects = sorted({case.subject for case in bare})
+        count = Counter(case.subject for case in bare)
         chosen: set[str] = set()
         reached = 0
         for index in np.random.default_rng(seed).permutation(len(subjects)):
@@ -135,14 +145,19 @@ def split_cohort(cases: Sequence[Case], validation: int, seed: int = 0) -> tuple
                 break
             chosen.add(subjects[index])
             reached += count[subjects[index]]
-        training = [case for case in ordered if case.subject not in chosen]
-        held = [case for case in ordered if case.subject in chosen]
+        training = [case for case in bare if case.subject not in chosen]
+        held = [case for case in bare if case.subject in chosen]
     if not training:
         raise DataError(
             f"no case is left for training: {len(ordered)} cases, {len(held)} of them for validation "
             f"(validation: {validation}); hold fewer back, or name some as training"
         )
     return training, held
+
+
+def without_tests(cases: Sequence[Case]) -> list[Case]:
+    """The cases that are for training or validation, or for which nothing is said."""
+    return [case for case in cases if case.split in (None, *TRAINING, *VALIDATION)]
 
 
 def split_cases(cases: Sequence[Case], settings: VolumeSettings) -> tuple[list[Case], list[Case]]:
@@ -160,7 +175,7 @@ def split_cases(cases: Sequence[Case], settings: VolumeSettings) -> tuple[list[C
         return split_cohort(cases, settings.validation, settings.split_seed)
     if not isinstance(settings.fold, int):
         raise ConfigError(f"data.fold is {ALL_FOLDS}: one fold is needed here, 0 to {settings.folds - 1}")
-    taken = [case for case in cases if case.split in (None, *TRAINING, *VALIDATION)]
+    taken = without_tests(cases)
     subjects = sorted({case.subject for case in taken})
     if len(subjects) < settings.folds:
         raise DataError(f"{len(subjects)} subjects cannot make {settings.folds} folds; ask for fewer")
@@ -187,13 +202,24 @@ def load_case(case: Case, settings: VolumeSettings) -> dict[str, Any]:
         "name": case.name,
         "spacing": spacing_dhw(loaded.canonical),
     }
-    if case.label is not None:
-        label = sitk.DICOMOrient(read_label(case.label, settings, loaded.original), "LPS")
+    if case.label_files:
+        label = sitk.DICOMOrient(load_label(case, settings, loaded.original), "LPS")
         # Exactly the image's grid, so that headers rounded differently cannot give a voxel more or less.
         label.CopyInformation(sitk.DICOMOrient(loaded.original, "LPS"))
         canonical = to_canonical(label, spacing_dhw(loaded.canonical), label=True)
         sample["label"] = torch.from_numpy(to_array(canonical))[None]
     return sample
+
+
+def load_label(case: Case, settings: VolumeSettings, like: sitk.Image | None = None) -> sitk.Image:
+    """The label of a case that has one, as `read_label`, or joined from its masks (then turned to LPS).
+
+    Raises:
+        DataError: As `read_label` and `join_structures`.
+    """
+    if case.label is not None:
+        return read_label(case.label, settings, like)
+    return join_structures(dict(case.structures), settings, like, case.name)
 
 
 def read_label(path: Path, settings: VolumeSettings, like: sitk.Image | None = None) -> sitk.Image:
@@ -244,7 +270,20 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path}: not a readable CSV list: {error}") from error
     if "image" not in columns:
         raise DataError(f"{path}: no column 'image' among {columns}; the first line names the columns")
-    return [{**row, "image": [part.strip() for part in (row["image"] or "").split(";")]} for row in rows]
+    return [
+        {
+            **row,
+            "image": [part.strip() for part in (row["image"] or "").split(";")],
+            "label": row.get("label") or _masks(row),
+        }
+        for row in rows
+    ]
+
+
+def _masks(row: Mapping[str, Any]) -> dict[str, str]:
+    """Of the columns `label:NAME`."""
+    named = ((str(column).partition(":"), cell) for column, cell in row.items())
+    return {name.strip(): cell for (word, _, name), cell in named if word == "label" and name and cell}
 
 
 def _read_json(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
@@ -253,7 +292,7 @@ def _read_json(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as JSON: {error}") from error
     described = content if isinstance(content, dict) else {"training": content}
-    rows = described.get("training")
+    rows = read_rows(described, path) if is_nnunet(described) else described.get("training")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: expected a list of {{image, label}} objects, alone or under 'training'")
     return described, rows
@@ -287,12 +326,14 @@ def _cases(rows: Sequence[Mapping[str, Any]], listing: Path, channels: Sequence[
     cases = []
     for row, files, stem in zip(rows, images, stems, strict=True):
         name = str(row.get("name") or stem)
-        label, split = row.get("label"), row.get("split")
+        split = row.get("split")
+        label, structures = _label_of(row.get("label"), listing)
         cases.append(
             Case(
                 name=name,
                 images=tuple(listing.parent / file for file in files),
-                label=listing.parent / str(label).strip() if label else None,
+                label=label,
+                structures=structures,
                 subject=str(row.get("subject") or name),
                 split=str(split).strip().lower() if split else None,
             )
@@ -303,6 +344,18 @@ def _cases(rows: Sequence[Mapping[str, Any]], listing: Path, channels: Sequence[
             f"{listing}: the case {repeated[0]} is listed more than once; each case has its own name"
         )
     return tuple(cases)
+
+
+def _label_of(given: Any, listing: Path) -> tuple[Path | None, tuple[tuple[str, Path], ...]]:
+    """One file; or the masks of a folder, or of an object of names and files."""
+    if not given:
+        return None, ()
+    if isinstance(given, Mapping):
+        masks = {str(name): listing.parent / str(file).strip() for name, file in given.items() if file}
+        return None, tuple(masks.items())
+    path = listing.parent / str(given).strip()
+    masks = find_structures(path) if path.is_dir() else {}
+    return (None, tuple(masks.items())) if masks else (path, ())
 
 
 def _images(row: Mapping[str, Any], number: int, listing: Path, channels: int) -> list[str]:
@@ -323,7 +376,7 @@ def _stem(path: Path, several: bool) -> str:
 
 
 def _check_files(cases: Sequence[Case], listing: Path) -> None:
-    files = [file for case in cases for file in (*case.images, *([case.label] if case.label else []))]
+    files = [file for case in cases for file in (*case.images, *case.label_files)]
     missing = [file for file in files if not file.exists()]
     if missing:
         raise DataError(f"{missing[0]}: no such file, named in {listing} ({len(missing)} files are missing)")

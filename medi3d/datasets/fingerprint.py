@@ -2,9 +2,8 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from statistics import median
 from typing import Any
 
@@ -12,10 +11,11 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from medi3d.datasets.cohort import Case, read_label
+from medi3d.datasets.cohort import Case, load_label
 from medi3d.datasets.files import read_channels
 from medi3d.datasets.geometry import grid_difference, spacing_dhw
 from medi3d.datasets.volumes import VolumeSettings, check_finite, to_array
+from medi3d.datasets.workers import process_pool
 from medi3d.errors import DataError, Medi3dError
 
 SAMPLES = 2000
@@ -62,7 +62,7 @@ def examine_case(case: Case, settings: VolumeSettings) -> CaseFacts:
         settings: Its `labels`, `channels` and `empty_labels` are used.
 
     Raises:
-        DataError: The case is damaged or does not fit the settings; see `load_image` and `read_label`.
+        DataError: The case is damaged or does not fit the settings; see `load_image` and `load_label`.
     """
     files = [(path, channel) for path in case.images for channel in read_channels(path)]
     if len(files) != settings.channels:
@@ -93,9 +93,9 @@ def examine_case(case: Case, settings: VolumeSettings) -> CaseFacts:
 
 
 def _labels(case: Case, settings: VolumeSettings, image: sitk.Image) -> np.ndarray | None:
-    if case.label is None:
+    if not case.label_files:
         return None
-    return to_array(sitk.DICOMOrient(read_label(case.label, settings, image), "LPS"))
+    return to_array(sitk.DICOMOrient(load_label(case, settings, image), "LPS"))
 
 
 def _intensities(array: np.ndarray) -> dict[str, float]:
@@ -169,7 +169,7 @@ def examine_cohort(
     cases: Sequence[Case], settings: VolumeSettings, workers: int
 ) -> Iterator[CaseFacts | str]:
     """Every case in parallel, as they end: its facts, or a line about what is wrong with it."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         futures = [pool.submit(_facts_or_problem, case, settings) for case in cases]
         for future in as_completed(futures):
             yield future.result()

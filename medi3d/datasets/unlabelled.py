@@ -110,6 +110,8 @@ def list_volumes(
             raise DataError(f"{cohort.root}: no case is left to pretrain on")
         for case in cases:
             name, images = f"{Path(cohort.root).name}/{case.name}", case.images
+            if maps and case.structures:
+                raise DataError(f"{cohort.root}: case {case.name} has a mask a label; maps need one file")
             if maps:
                 volumes.append(Volume(name, (case.label or images[0],), number))
             elif channels > 1 or len(images) == 1:

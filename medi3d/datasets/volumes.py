@@ -73,6 +73,8 @@ class VolumeSettings:
         symmetric: Pairs of labels that change places when left and right do, such as
             [[parotid_left, parotid_right]].
         empty_labels: Take cases in which nothing is labelled, too.
+        overlaps: Of labels kept in a mask each, all names, in the order in which they are put on one map:
+            where masks overlap, the later one wins. Empty: overlapping masks are refused.
         cache: Folder in which cases are kept as the network takes them (`medi3d prepare` fills it);
             None reads and resamples them in each run.
         folds: Parts of the cohort for cross-validation; 0 holds back `validation` cases instead.
@@ -99,6 +101,7 @@ class VolumeSettings:
     symmetric: list[list[str]] = field(default_factory=list)
     empty_labels: bool = False
     cache: str | None = None
+    overlaps: list[str] = field(default_factory=list)
     folds: int = 0
     fold: int | str = 0
 
@@ -120,6 +123,8 @@ class VolumeSettings:
         for pair in self.symmetric:
             if len(pair) != 2 or not set(pair) <= set(self.label_names):
                 raise ConfigError(f"symmetric has {list(pair)}: two names of {', '.join(self.label_names)}")
+        if self.overlaps and sorted(self.overlaps) != sorted(self.label_names):
+            raise ConfigError(f"overlaps is {self.overlaps}: each of {', '.join(self.label_names)} once")
         if self.channels < 1:
             raise ConfigError(f"channels is {self.channels}: 1 or more")
         if self.spacing is not None and (len(self.spacing) != 3 or min(self.spacing) <= 0):

@@ -134,6 +134,6 @@ def split_volumes(settings: VolumeSettings) -> tuple[list[Case], list[Case]]:
     cohort = read_cohort(settings.root)
     training, validation = split_cases(cohort.cases, settings)
     for case in (*training, *validation):
-        if case.label is None:
+        if not case.label_files:
             raise DataError(f"{settings.root}: case {case.name} has no label; training needs one for each")
     return training, validation

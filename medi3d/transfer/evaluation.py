@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 
 from medi3d.datasets.clips import Clip, ClipSettings, load_clip, read_clip_list, split_clips
-from medi3d.datasets.cohort import Case, load_case, read_cohort, read_label, split_cases
+from medi3d.datasets.cohort import Case, load_case, load_label, read_cohort, split_cases
 from medi3d.datasets.geometry import spacing_dhw
 from medi3d.datasets.volumes import VolumeSettings, load_image, to_array
 from medi3d.engine.files import write_table
@@ -125,7 +125,7 @@ def cases_of(settings: VolumeSettings, split: str) -> list[Case]:
     training, validation = split_cases(cohort.cases, settings)
     known = {"training": training, "validation": validation}
     chosen = known.get(split) or [case for case in cohort.cases if case.split == split]
-    labelled = [case for case in chosen if case.label is not None]
+    labelled = [case for case in chosen if case.label_files]
     if not labelled:
         raise DataError(f"{settings.root}: no labelled case in split {split!r}; try training or validation")
     return labelled
@@ -138,8 +138,7 @@ def judge_case(predictors: Sequence[Predictor], case: Case) -> list[Row]:
     image = load_image(case.images, experiment.data)
     mask = segment(predictors, [image] * len(predictors)).mask
     seconds = time.monotonic() - begun
-    assert case.label is not None
-    label = read_label(case.label, experiment.data, image.original)
+    label = load_label(case, experiment.data, image.original)
     pred, truth = (sitk.DICOMOrient(part, "LPS") for part in (mask, label))
     spacing, names = spacing_dhw(pred), experiment.data.label_names
     guess, right = (torch.from_numpy(to_array(part).astype(np.int64)) for part in (pred, truth))

@@ -1,7 +1,7 @@
 """Which cases train, tune and judge in one run of a comparison."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,10 +62,10 @@ def part_cohort(cases: Sequence[Case], settings: VolumeSettings, tuning: int) ->
         ConfigError: a case has no label, or no case is left to train on or to judge with.
         DataError: as `split_cases`.
     """
-    for case in cases:
-        if case.label is None:
-            raise ConfigError(f"{settings.root}: case {case.name} has no label; comparing needs one for each")
     rest, judging = split_cases(cases, settings)
+    for case in (*rest, *judging):
+        if not case.label_files:
+            raise ConfigError(f"{settings.root}: case {case.name} has no label; comparing needs one for each")
     if not judging:
         raise ConfigError("data.validation: no case is held back to judge the runs; hold some back")
     generator = np.random.default_rng([settings.split_seed, TUNING_DRAW])
@@ -87,11 +87,15 @@ def _draw_subjects(cases: Sequence[Case], count: int, generator: np.random.Gener
     return chosen
 
 
+def _absolute(masks: Iterable[tuple[str, Path]]) -> dict[str, str] | None:
+    return {name: str(path.absolute()) for name, path in masks} or None
+
+
 def _row(case: Case, split: str) -> dict[str, object]:
     return {
         "name": case.name,
         "image": [str(path.absolute()) for path in case.images],
-        "label": str(case.label.absolute()) if case.label else None,
+        "label": str(case.label.absolute()) if case.label else _absolute(case.structures),
         "subject": case.subject,
         "split": split,
     }
