@@ -2,16 +2,15 @@
 
 import multiprocessing
 import os
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from medi3d.datasets.workers import watch_parent
 from medi3d.engine.log import console
 from medi3d.errors import ConfigError
 from medi3d.transfer.cell import run_cell
@@ -92,15 +91,7 @@ def prepare_process(threads: int, slot: int | None = None) -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     if slot is not None and torch.cuda.is_available():
         os.environ["LOCAL_RANK"] = str(slot % torch.cuda.device_count())
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: Any) -> None:
-    # Else a run would go on beside the one that a resumed comparison begins in the same folder.
-    parent.join()
-    os._exit(1)
+    watch_parent()
 
 
 class RayExecutor:
