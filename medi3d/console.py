@@ -119,9 +119,11 @@ def print_weights(rows: Iterable[Any]) -> None:
 
 
 def print_effects(results: Any) -> None:
-    """The answer, and a line for each finding, in Dice points."""
-    table = Table(title="Against the reference, Dice points", title_justify="left")
-    for column in ("group", "arm", "strategy", "labels", "budget", "Dice", "difference", "95 %", "verdict"):
+    """The answer, and a line for each finding, in hundredths of the score."""
+    measure = results.measure
+    table = Table(title=f"Against the reference, {measure.points}", title_justify="left")
+    place = ("group", "arm", "strategy", "labels", "budget")
+    for column in (*place, measure.name, "difference", "95 %", "verdict"):
         table.add_column(column)
     for finding in results.findings:
         point, effect = finding.point, finding.effect
@@ -131,7 +133,7 @@ def print_effects(results: Any) -> None:
             point.strategy,
             str(point.labels or "all"),
             point.budget,
-            f"{100 * finding.arm_dice:.1f}",
+            f"{100 * finding.arm_score:.1f}",
             f"{100 * effect.mean:+.1f}",
             f"{100 * effect.low:+.1f} to {100 * effect.high:+.1f}",
             effect.verdict,

@@ -152,7 +152,8 @@ def _predict(results: Results, cohort: Path, folder: Path) -> list[Picture]:
             raise ConfigError(failed[0])
         path = folder / "plots" / f"held_out_{name}.png"
         title = f"VIRTUAL subject, {point.group}: {point.arm}"
-        draw_mask(title, written[0], cohort, cell.experiment.data, path)
+        settings: Any = cell.experiment.data
+        draw_mask(title, written[0], cohort, settings, path)
         caption = f"Reference green, prediction red. Its mask: {written[0].relative_to(folder)}"
         pictures.append(
             Picture(f"A subject that no training has seen, by {point.group}: {point.arm}", path, caption)

@@ -8,6 +8,7 @@ Zisserman 2017, arXiv:1705.07750).
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ log = logging.getLogger("medi3d")
 
 STREAMS = {"rgb": 3, "flow": 2, "both": 5}
 """What a network sees, and its channels: red, green, blue; flow to the right and down; or all of these."""
+
+TRAINING, VALIDATION = ("training", "train"), ("validation", "val", "valid", "validate")
+"""Words for a split."""
 
 Sample = dict[str, Any]
 """Keys "image" `(C, T, H, W)`, "label" (an int), "name"; "flow": the channel of flow to the right, or -1."""
@@ -49,7 +53,9 @@ class ClipSettings:
     flow_cache: str = ""
     """folder in which computed flow is kept; empty: medi3d's cache"""
     frames: int = 64
-    """consecutive frames that one training step sees of a clip; shorter clips are looped"""
+    """frames that one training step sees of a clip; shorter clips are looped"""
+    stride: int = 1
+    """every so manieth frame is seen, such as 2 for SlowFast's 32 × 2; flow stays that between neighbours"""
     side: int = 256
     """pixels of the shorter side to which frames are resized"""
     crop: int = 224
@@ -60,9 +66,13 @@ class ClipSettings:
     """groups (clips of one scene) of each class to hold back, where the list names no split"""
     split_seed: int = 0
     """seed of the draw of these groups"""
+    folds: int = 0
+    """parts of the clips for cross-validation, groups undivided; 0 holds back `validation_groups` instead"""
+    fold: int = 0
+    """which of them validates, 0 to folds - 1; the others train"""
 
     def __post_init__(self) -> None:
-        for key in ("frames", "side", "crop"):
+        for key in ("frames", "stride", "side", "crop"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"data.{key} is {getattr(self, key)}: it must be 1 or more")
         if self.streams not in STREAMS:
@@ -73,6 +83,10 @@ class ClipSettings:
             raise ConfigError(f"data.crop is {self.crop}, larger than data.side {self.side}")
         if self.validation_groups < 0:
             raise ConfigError(f"data.validation_groups is {self.validation_groups}: it must be 0 or more")
+        if self.folds < 0 or self.folds == 1 or not 0 <= self.fold < max(self.folds, 1):
+            raise ConfigError(
+                f"data.folds is {self.folds}, data.fold {self.fold}: two folds or more (0: none), from 0 on"
+            )
 
     @property
     def channels(self) -> int:
@@ -89,11 +103,18 @@ class Clip:
     group: str
     split: str | None = None
     """"training", "validation", another name (left out), or None: not said"""
+    title: str = ""
+    """its name where the list gives one, or where the file's name is that of several clips"""
 
     @property
     def name(self) -> str:
-        """The file's name without its suffix."""
-        return self.path.stem
+        """Its title, or the file's name without its suffix."""
+        return self.title or self.path.stem
+
+    @property
+    def subject(self) -> tuple[int, str]:
+        """Clips of one never part: the class and the group."""
+        return (self.label, self.group)
 
 
 @dataclass(frozen=True)
@@ -119,12 +140,15 @@ def read_clip_list(settings: ClipSettings) -> ClipList:
     if not rows:
         raise DataError(f"{root}: no clip in it; at least one is needed")
     classes = _classes(rows, root)
+    stems = Counter(Path(row["path"]).stem for row in rows)
     clips = []
     for row in rows:
         path = Path(row["path"])
         if path.exists():
             group = row.get("group") or _group_of(path.stem)
-            clips.append(Clip(path, classes.index(row["class"]), group, row.get("split") or None))
+            title = row.get("name") or (f"{path.parent.name}_{path.stem}" if stems[path.stem] > 1 else "")
+            label = classes.index(row["class"])
+            clips.append(Clip(path, label, group, row.get("split") or None, title))
         elif settings.skip_damaged:
             log.warning("skipped: %s is listed but not there", path)
         else:
@@ -155,8 +179,10 @@ def sound_clips(clips: Sequence[Clip], settings: ClipSettings) -> list[Clip]:
 def split_clips(clips: Sequence[Clip], settings: ClipSettings) -> tuple[list[Clip], list[Clip]]:
     """Part clips into training and validation by (class, group): clips of one scene are near-duplicates.
 
-    Where the list names splits they hold. Otherwise `validation_groups` groups of each class are drawn, the
-    same for the same seed whatever the order of the list; a class keeps at least one group for training.
+    With `folds` one of them validates; of clips that name a split, those for training and validation are then
+    put together. Otherwise the splits of the list hold, and where it names none `validation_groups` groups of
+    each class are drawn. Draws are the same for the same seed whatever the order of the list; a class keeps
+    at least one group for training.
 
     Raises:
         DataError: some clips name a split and some do not, a group is in both parts, or a class has too
@@ -165,6 +191,10 @@ def split_clips(clips: Sequence[Clip], settings: ClipSettings) -> tuple[list[Cli
     if settings.skip_damaged:
         clips = sound_clips(clips, settings)
     ordered = sorted(clips, key=lambda clip: str(clip.path))
+    if settings.folds:
+        ordered = [clip for clip in ordered if clip.split in (None, *TRAINING, *VALIDATION)]
+        drawn = _fold_of_groups(ordered, settings)
+        return [c for c in ordered if c.subject not in drawn], [c for c in ordered if c.subject in drawn]
     named = [clip for clip in ordered if clip.split is not None]
     if named and len(named) < len(ordered):
         bare = next(clip for clip in ordered if clip.split is None)
@@ -172,13 +202,13 @@ def split_clips(clips: Sequence[Clip], settings: ClipSettings) -> tuple[list[Cli
             f"clip {bare.name} names no split but others do; give a split to all clips or to none"
         )
     if named:
-        training = [clip for clip in ordered if clip.split in ("training", "train")]
-        held = [clip for clip in ordered if clip.split in ("validation", "val", "valid", "validate")]
+        training = [clip for clip in ordered if clip.split in TRAINING]
+        held = [clip for clip in ordered if clip.split in VALIDATION]
     else:
         drawn = _draw_groups(ordered, settings)
-        training = [clip for clip in ordered if (clip.label, clip.group) not in drawn]
-        held = [clip for clip in ordered if (clip.label, clip.group) in drawn]
-    both = {(c.label, c.group) for c in training} & {(c.label, c.group) for c in held}
+        training = [clip for clip in ordered if clip.subject not in drawn]
+        held = [clip for clip in ordered if clip.subject in drawn]
+    both = {c.subject for c in training} & {c.subject for c in held}
     if both:
         label, group = min(both)
         raise DataError(
@@ -206,14 +236,14 @@ def load_frames(clip: Clip, settings: ClipSettings) -> Sample:
 
 
 def training_clip(sample: Sample, settings: ClipSettings) -> Sample:
-    """Consecutive frames from a random start, one random crop and one coin for the flip, for all of them.
+    """Every `stride`th frame from a random start, one random crop and one coin for the flip, for all of them.
 
     Takes what `load_frames` gives; "image" becomes `(C, frames, crop, crop)` float32 in [-1, 1]. Mirrored,
     what moved to the right moves to the left: that channel of the flow changes its sign.
     """
-    image = sample["image"]
-    start = _random_below(max(1, image.shape[1] - settings.frames + 1))
-    image = looped(image, settings.frames)[:, start : start + settings.frames]
+    image, span = sample["image"], _span(settings)
+    start = _random_below(max(1, image.shape[1] - span + 1))
+    image = looped(image, span)[:, start : start + span : settings.stride]
     top, left = (_random_below(size - settings.crop + 1) for size in image.shape[-2:])
     image = image[..., top : top + settings.crop, left : left + settings.crop]
     if settings.flip and _random_below(2):
@@ -222,8 +252,8 @@ def training_clip(sample: Sample, settings: ClipSettings) -> Sample:
 
 
 def evaluation_clip(sample: Sample, settings: ClipSettings) -> Sample:
-    """All frames, looped to at least `settings.frames`, and the centre crop, as float32 in [-1, 1]."""
-    image = looped(sample["image"], settings.frames)
+    """All (`stride`th) frames, `settings.frames` at least, and the centre crop, as float32 in [-1, 1]."""
+    image = looped(sample["image"], _span(settings))[:, :: settings.stride]
     top, left = ((size - settings.crop) // 2 for size in image.shape[-2:])
     return {**sample, "image": to_range(image[..., top : top + settings.crop, left : left + settings.crop])}
 
@@ -256,6 +286,11 @@ def to_range(image: Tensor) -> Tensor:
     return image.float().div_(127.5).sub_(1)
 
 
+def _span(settings: ClipSettings) -> int:
+    """Stored frames from the first to the last that a training step sees."""
+    return (settings.frames - 1) * settings.stride + 1
+
+
 def _random_below(count: int) -> int:
     return int(torch.randint(count, ()))
 
@@ -278,6 +313,23 @@ def _classes(rows: list[Row], root: Path) -> list[str]:
 def _group_of(name: str) -> str:
     numbered = re.search(r"_g(\d+)_c\d+$", name)
     return str(int(numbered[1])) if numbered else name
+
+
+def _fold_of_groups(clips: list[Clip], settings: ClipSettings) -> set[tuple[int, str]]:
+    """The (class, group) of one fold: those of each class shuffled and dealt in turn to all folds."""
+    drawn, dealt = set(), 0
+    generator = np.random.default_rng(settings.split_seed)
+    for label in sorted({clip.label for clip in clips}):
+        groups = sorted({clip.group for clip in clips if clip.label == label})
+        if len(groups) < 2:
+            raise DataError(f"class {label} has one group only, so no fold of it can train; leave it out")
+        for index in generator.permutation(len(groups)):
+            if dealt % settings.folds == settings.fold:
+                drawn.add((label, groups[index]))
+            dealt += 1
+    if not drawn:
+        raise DataError(f"{dealt} groups cannot make {settings.folds} folds; set data.folds lower")
+    return drawn
 
 
 def _draw_groups(clips: list[Clip], settings: ClipSettings) -> set[tuple[int, str]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
 from medi3d.engine.files import written_aside
@@ -67,12 +68,17 @@ def plot_overlay(
 
 def plot_confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str], path: Path) -> None:
     """How often each class was taken for which; `pairs` are (right, predicted)."""
+    side = 3 + 0.35 * len(classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    draw_confusion(figure.subplots(), pairs, classes)
+    _save(figure, path)
+
+
+def draw_confusion(axes: Axes, pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> None:
+    """A table of counts: right classes downwards, predicted ones across."""
     counts = np.zeros((len(classes), len(classes)), dtype=int)
     for right, predicted in pairs:
         counts[classes.index(right), classes.index(predicted)] += 1
-    side = 3 + 0.35 * len(classes)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.subplots()
     axes.imshow(counts, cmap="Blues")
     ticks: dict[str, Any] = {"xticks": range(len(classes)), "yticks": range(len(classes))}
     axes.set(xlabel="predicted", ylabel="right", **ticks)
@@ -81,7 +87,6 @@ def plot_confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str], pat
     for (row, column), count in np.ndenumerate(counts):
         if count:
             axes.text(column, row, str(count), ha="center", va="center")
-    _save(figure, path)
 
 
 def plot_pretext(rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:

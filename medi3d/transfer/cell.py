@@ -15,6 +15,9 @@ from medi3d.transfer.training import run_training
 
 RESULT = "result.json"
 
+TEXTS = ("case", "label", "predicted")
+"""Columns of the table of judged cases that are no numbers."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -23,18 +26,18 @@ class Result:
     Attributes:
         facts: content of its `result.json`.
         curve: rows of its `metrics.csv`.
-        cases: rows of its table of judged cases; "case" and "label" are texts, the others numbers.
+        cases: rows of its table of judged cases; those of `TEXTS` are texts, the others numbers.
     """
 
     facts: dict[str, Any]
     curve: list[dict[str, Any]]
     cases: list[dict[str, Any]]
 
-    def dice(self) -> dict[str, float]:
-        """Case -> mean Dice over its labels."""
+    def scores(self, key: str) -> dict[str, float]:
+        """Case -> its score in column `key`, mean over its labels where it has several."""
         found: dict[str, list[float]] = {}
         for row in self.cases:
-            found.setdefault(row["case"], []).append(row["dice"])
+            found.setdefault(row["case"], []).append(row[key])
         return {case: sum(values) / len(values) for case, values in found.items()}
 
 
@@ -89,6 +92,6 @@ def _read_cases(path: Path) -> list[dict[str, Any]]:
     # Not by read_table: a case named 010 is not the number ten.
     with path.open(newline="") as file:
         return [
-            {name: cell if name in ("case", "label") else float(cell or "nan") for name, cell in row.items()}
+            {name: cell if name in TEXTS else float(cell or "nan") for name, cell in row.items()}
             for row in csv.DictReader(file)
         ]

@@ -8,7 +8,14 @@ from typing import Any
 
 from medi3d.errors import Medi3dError
 from medi3d.transfer.figures import plot_effects, plot_label_curves, plot_scatter, plot_training_curves
-from medi3d.transfer.network_figures import load_pair, plot_cases, plot_drift, plot_filters
+from medi3d.transfer.network_figures import (
+    Trained,
+    load_pair,
+    plot_cases,
+    plot_confusions,
+    plot_drift,
+    plot_filters,
+)
 from medi3d.transfer.page import write_page
 from medi3d.transfer.results import Finding, Results
 from medi3d.transfer.wording import NO_SEEDS, place, speed
@@ -48,6 +55,7 @@ def write_comparison(
         notice=comparison.notice,
         answer=results.answer,
         cautions=_cautions(results),
+        measure=results.measure,
         effects=[_effect_row(finding) for finding in results.findings],
         figures=[*_figures(results, folder / "plots"), *pictures],
         tables=tables or {},
@@ -61,6 +69,7 @@ def write_comparison(
 def _figures(results: Results, plots: Path) -> list[Picture]:
     if not results.findings:
         return []
+    measure, cases = results.measure, f"{results.measure.case}s"
     shown = max(results.findings, key=lambda finding: abs(finding.effect.mean))
     figures = [
         Picture(
@@ -69,14 +78,14 @@ def _figures(results: Results, plots: Path) -> list[Picture]:
             "Each arm against its reference. Green: better, red: worse, grey: no difference seen.",
         ),
         Picture(
-            "Dice and the number of labels",
+            f"{measure.name} and the number of labels",
             plot_label_curves(results, plots / "labels.svg"),
-            "On the cases that no training saw; mean over seeds and cases, bars: deviation of seeds.",
+            f"On the {cases} that no training saw; mean over seeds and {cases}, bars: deviation of seeds.",
         ),
         Picture(
             "Training, by steps",
             plot_training_curves(results, plots / "steps.svg", "step", "steps"),
-            "On the tuning cases, with the fewest labels; a line for each seed and fold.",
+            f"On the tuning {cases}, with the fewest labels; a line for each seed and fold.",
         ),
         Picture(
             "Training, by compute",
@@ -86,7 +95,8 @@ def _figures(results: Results, plots: Path) -> list[Picture]:
         Picture(
             "Case by case",
             plot_scatter(results, plots / "scatter.svg"),
-            "Dice of each case, mean over seeds: above the line the arm is better. Fewest labels.",
+            f"{measure.name} of each {measure.case}, mean over seeds: above the line the arm is better. "
+            "Fewest labels.",
         ),
     ]
     try:
@@ -96,11 +106,7 @@ def _figures(results: Results, plots: Path) -> list[Picture]:
     where = f"{place(shown)}, against {shown.reference.arm}; first seed."
     return [
         *figures,
-        Picture(
-            "Best, median and worst case",
-            plot_cases(results, pair, plots / "cases.png"),
-            f"Reference green, prediction red. {where}",
-        ),
+        _picture_of_cases(results, pair, plots, where),
         Picture(
             "First filters, before and after training",
             plot_filters(pair, plots / "filters.png"),
@@ -109,10 +115,18 @@ def _figures(results: Results, plots: Path) -> list[Picture]:
         Picture(
             "How far training moved the encoder",
             plot_drift(pair, plots / "drift.svg"),
-            "Left: features of one evaluation case, level by level. Right: running means of the batch norms, "
-            f"in their own deviations. {where}",
+            f"Left: features of one evaluation {measure.case}, level by level. Right: running means of the "
+            f"batch norms, in their own deviations. {where}",
         ),
     ]
+
+
+def _picture_of_cases(results: Results, pair: tuple[Trained, Trained], plots: Path, where: str) -> Picture:
+    if results.grid.base.task == "classification":
+        path = plot_confusions(results, pair, plots / "confusion.png")
+        return Picture("Which class was taken for which", path, f"Over all folds. {where}")
+    path = plot_cases(results, pair, plots / "cases.png")
+    return Picture("Best, median and worst case", path, f"Reference green, prediction red. {where}")
 
 
 def _without_networks(error: Medi3dError) -> list[Picture]:
@@ -131,8 +145,8 @@ def _effect_row(finding: Finding) -> dict[str, Any]:
         "strategy": point.strategy,
         "labels": point.labels or "all",
         "budget": point.budget,
-        "dice": f"{100 * finding.arm_dice:.1f}",
-        "reference": f"{100 * finding.reference_dice:.1f}",
+        "score": f"{100 * finding.arm_score:.1f}",
+        "reference": f"{100 * finding.reference_score:.1f}",
         "difference": f"{100 * effect.mean:+.1f}",
         "interval": f"{100 * effect.low:+.1f} to {100 * effect.high:+.1f}",
         "verdict": effect.verdict,
@@ -159,13 +173,16 @@ def terms(results: Results) -> list[str]:
     """What was equal, what was held back, who chose the learning rates: a line each."""
     comparison, grid = results.grid.comparison, results.grid
     parts = next(iter(results.cells.values())).parts
+    measure, cases = results.measure, f"{results.measure.case}s"
     where = f"in each of {comparison.folds} folds" if comparison.folds > 1 else "the same for all runs"
     lines = [
-        f"{len(parts.evaluation)} cases judge, {where}; no training and no choice looks at them.",
-        f"{len(parts.tuning)} further labelled cases choose the checkpoint of each run and show when it is "
+        f"{len(parts.evaluation)} {cases} judge, {where}; no training and no choice looks at them.",
+        f"{len(parts.tuning)} further labelled {cases} choose the checkpoint of each run and show when it is "
         "flat; they come on top of the number of labels.",
-        f"Seeds {', '.join(map(str, comparison.seeds))}: each draws the training cases (nested), the "
-        "decoder's first weights, the order and augmentation of samples, alike for arm and reference.",
+        f"Seeds {', '.join(map(str, comparison.seeds))}: each draws the training {cases} (nested), "
+        f"the {measure.head}'s first weights, the order and augmentation of samples, alike for arm and "
+        "reference.",
+        *_units_line(results),
         *(f"Budget {name}: {describe_budget(grid, name)}." for name in comparison.budgets),
         _rates_line(results),
         f"Each run has {comparison.threads} thread{'s' * (comparison.threads > 1)}.",
@@ -186,6 +203,16 @@ def describe_budget(grid: Any, name: str) -> str:
         if getattr(training, unit):
             return f"{getattr(training, unit):g} {words} seconds of training, equal for all arms"
     return f"{training.steps} steps, equal for all arms"
+
+
+def _units_line(results: Results) -> list[str]:
+    measure, units = results.measure, results.grid.subjects
+    if len(set(units.values())) == len(units):
+        return []
+    return [
+        f"Intervals and p-values draw whole {measure.unit}s, {len(set(units.values()))} of them, not single "
+        f"{measure.case}s: those of one {measure.unit} are near-duplicates, and are never in two parts."
+    ]
 
 
 def _rates_line(results: Results) -> str:

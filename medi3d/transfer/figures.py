@@ -31,7 +31,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def plot_effects(results: Results, path: Path) -> Path:
-    """Every finding with its interval, in Dice points, coloured by its verdict."""
+    """Every finding with its interval, in hundredths, coloured by its verdict."""
     findings = results.findings
     figure = Figure(figsize=(10, 1.2 + 0.32 * len(findings)), layout="constrained")
     axes = figure.subplots()
@@ -42,13 +42,13 @@ def plot_effects(results: Results, path: Path) -> Path:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(findings)), [_words(finding) for finding in findings])
     axes.set_ylim(len(findings) - 0.5, -0.5)
-    axes.set_xlabel("difference to the reference, Dice points (95 % interval)")
+    axes.set_xlabel(f"difference to the reference, {results.measure.points} (95 % interval)")
     axes.grid(axis="x", alpha=0.3)
     return save(figure, path)
 
 
 def plot_label_curves(results: Results, path: Path) -> Path:
-    """Dice over the number of training cases: mean over seeds and cases, bars are the deviation of seeds."""
+    """Score over the number of training cases: mean over seeds and cases, bars are the deviation of seeds."""
 
     def draw(axes: Axes, points: Sequence[Point]) -> None:
         counts = sorted({point.labels for point in points}, key=lambda count: count or 10**9)
@@ -62,14 +62,14 @@ def plot_label_curves(results: Results, path: Path) -> Path:
             at = [places[count] for count in means]
             axes.errorbar(at, centre, spread, **_look(results, same[0]), marker="o", capsize=3, label=series)
         axes.set_xticks(range(len(counts)), [str(count or "all") for count in counts])
-        axes.set_xlabel("labelled training cases")
-        axes.set_ylabel("Dice, hundredths")
+        axes.set_xlabel(f"labelled training {results.measure.case}s")
+        axes.set_ylabel(results.measure.axis)
 
     return _panels(results, draw, path)
 
 
 def plot_training_curves(results: Results, path: Path, unit: str, words: str) -> Path:
-    """Dice on the tuning cases over `unit` of the budget, with the fewest labels; a line for each seed."""
+    """Score on the tuning cases over `unit` of the budget, with the fewest labels; a line for each seed."""
 
     def draw(axes: Axes, points: Sequence[Point]) -> None:
         fewest = min(points, key=lambda point: point.labels or 10**9).labels
@@ -78,17 +78,17 @@ def plot_training_curves(results: Results, path: Path, unit: str, words: str) ->
             for point, result in results.done.items():
                 if replace(point, seed=0, fold=0) in same:
                     look = _look(results, point)
-                    dice = [100 * row["dice"] for row in result.curve]
-                    axes.plot([row[unit] for row in result.curve], dice, **look, alpha=0.7, label=label)
+                    scores = [100 * row[results.measure.key] for row in result.curve]
+                    axes.plot([row[unit] for row in result.curve], scores, **look, alpha=0.7, label=label)
                     label = None
         axes.set_xlabel(f"{words} ({fewest or 'all'} labels)")
-        axes.set_ylabel("Dice on tuning cases")
+        axes.set_ylabel(f"{results.measure.axis}, tuning {results.measure.case}s")
 
     return _panels(results, draw, path)
 
 
 def plot_scatter(results: Results, path: Path) -> Path:
-    """Dice of each case, mean over seeds: reference across, arm upwards; the fewest labels of each arm."""
+    """Score of each case, mean over seeds: reference across, arm upwards; the fewest labels of each arm."""
     chosen: dict[tuple, Finding] = {}
     for finding in results.findings:
         point = finding.point
@@ -100,8 +100,8 @@ def plot_scatter(results: Results, path: Path) -> Path:
     for axes, finding in zip(figure.subplots(rows, columns, squeeze=False).flat, findings, strict=False):
         seeds = results.complete_seeds(finding.point)
         seeds = [seed for seed in seeds if seed in results.complete_seeds(finding.reference)]
-        across = 100 * results.dice_table(finding.reference, seeds)[0].mean(axis=0)
-        upwards = 100 * results.dice_table(finding.point, seeds)[0].mean(axis=0)
+        across = 100 * results.score_table(finding.reference, seeds)[0].mean(axis=0)
+        upwards = 100 * results.score_table(finding.point, seeds)[0].mean(axis=0)
         low, high = min(across.min(), upwards.min()), max(across.max(), upwards.max())
         axes.plot([low, high], [low, high], color="black", linewidth=0.8)
         axes.plot(across, upwards, "o", markersize=4, alpha=0.7)
@@ -143,7 +143,7 @@ def _by_series(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def _seed_means(results: Results, point: Point) -> np.ndarray:
-    return results.dice_table(point, results.complete_seeds(point))[0].mean(axis=1)
+    return results.score_table(point, results.complete_seeds(point))[0].mean(axis=1)
 
 
 def _look(results: Results, point: Point) -> dict[str, Any]:

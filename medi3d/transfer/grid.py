@@ -3,23 +3,25 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from medi3d.datasets.cohort import read_cohort
-from medi3d.datasets.volumes import VolumeSettings
+from medi3d.datasets.clips import ClipSettings
 from medi3d.errors import ConfigError
 from medi3d.transfer.comparison import Comparison, GroupSettings
-from medi3d.transfer.experiment import Experiment, SegmentationExperiment
-from medi3d.transfer.subsets import EVALUATION, Parts, part_cohort
+from medi3d.transfer.experiment import ClassificationExperiment, Experiment, SegmentationExperiment
+from medi3d.transfer.subsets import EVALUATION, Parts, part_cases
 from medi3d.weights.catalogue import file_sha256
 
 Resolve = Callable[[Sequence[Mapping[str, Any]]], Experiment]
 """Parts of a config, laid over the base one after another -> the experiment."""
+
+Judged = SegmentationExperiment | ClassificationExperiment
+"""Experiments whose runs are judged case by case."""
 
 GENERATION = 1
 """Raised when a change of the code makes finished runs incomparable with new ones."""
@@ -40,7 +42,7 @@ class Cell:
 
     id: str
     digest: str
-    experiment: SegmentationExperiment
+    experiment: Judged
     parts: Parts
     split: str
     threads: int
@@ -84,19 +86,16 @@ class Grid:
     def __init__(self, comparison: Comparison, resolve: Resolve, folder: Path):
         self.comparison, self.resolve, self.folder = comparison, resolve, folder
         base = resolve([comparison.changes])
-        if not isinstance(base, SegmentationExperiment):
-            raise ConfigError(f"base: task is {base.task}; segmentations are compared so far")
-        cohort = read_cohort(base.data.root)
-        self._folds = [part_cohort(cohort.cases, data, comparison.tuning) for data in self._settings(base)]
+        if not isinstance(base, Judged):
+            raise ConfigError(f"base: task is {base.task}; segmentation and classification are compared")
+        folds = range(comparison.folds) if comparison.folds > 1 else [None]
+        self._folds = [part_cases(base, comparison.tuning, comparison.folds, fold) for fold in folds]
         self.base = base
 
-    def _settings(self, base: SegmentationExperiment) -> list[VolumeSettings]:
-        count = self.comparison.folds
-        return (
-            [replace(base.data, folds=count, fold=fold) for fold in range(count)]
-            if count > 1
-            else [base.data]
-        )
+    @property
+    def subjects(self) -> dict[str, Hashable]:
+        """Case that judges -> the subject, or the scene, that it is of."""
+        return {case.name: case.subject for parts in self._folds for case in parts.evaluation}
 
     def cells(self, rates: Rates) -> dict[Point, Cell]:
         """Point -> its run, with the learning rates of a search (or none, where they are shared)."""
@@ -166,18 +165,20 @@ class Grid:
             experiment = self.resolve(changes)
         except ConfigError as error:
             raise ConfigError(f"groups.{point.group}.arms.{point.arm}: {error}") from error
-        assert isinstance(experiment, SegmentationExperiment)
+        assert isinstance(experiment, Judged)
         digest = _digest(experiment, parts, split, comparison.threads)
         fold = f"-f{point.fold}" if comparison.folds > 1 else ""
         place = f"n{point.labels or 'all'}-s{point.seed}{fold}-{point.budget}"
         name = f"{point.group}-{point.arm}-{point.strategy}-{place}-{digest[:8]}"
-        listing = self.folder.absolute() / "cohorts" / f"{name}.json"
-        data = replace(experiment.data, root=str(listing), folds=0, fold=0)
+        listing = self.folder.absolute() / "cohorts" / f"{name}{parts.suffix}"
+        data: Any = replace(experiment.data, root=str(listing), folds=0, fold=0)
+        if isinstance(data, ClipSettings):
+            data = replace(data, videos="", skip_damaged=False)
         named = replace(experiment, name=name, data=data)
         return Cell(name, digest, named, parts, split, comparison.threads)
 
 
-def _digest(experiment: SegmentationExperiment, parts: Parts, split: str, threads: int) -> str:
+def _digest(experiment: Judged, parts: Parts, split: str, threads: int) -> str:
     content = {
         "generation": GENERATION,
         "experiment": asdict(experiment) | {"name": None},

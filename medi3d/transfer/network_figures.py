@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from medi3d.datasets.clips import Clip, ClipSettings, load_clip
 from medi3d.datasets.cohort import Case, load_case
 from medi3d.datasets.volumes import load_image
-from medi3d.engine.plots import PREDICTION, REFERENCE
+from medi3d.engine.plots import PREDICTION, REFERENCE, draw_confusion
 from medi3d.transfer.building import make_network, make_task
 from medi3d.transfer.figures import save
 from medi3d.transfer.grid import Cell, Point
@@ -57,10 +58,10 @@ def load_pair(results: Results, finding: Finding) -> tuple[Trained, Trained]:
 
 def plot_cases(results: Results, pair: tuple[Trained, Trained], path: Path) -> Path:
     """Best, median and worst case of the arm: scan, and the outlines of reference arm and arm."""
-    dice = [results.done[trained.point].dice() for trained in pair]
+    dice = [results.done[trained.point].scores("dice") for trained in pair]
     ordered = sorted(dice[1], key=dice[1].__getitem__)
     shown = {"best": ordered[-1], "median": ordered[len(ordered) // 2], "worst": ordered[0]}
-    cases = {case.name: case for case in pair[1].cell.parts.evaluation}
+    cases: dict[str, Any] = {case.name: case for case in pair[1].cell.parts.evaluation}
     figure = Figure(figsize=(8.5, 10.5), layout="constrained")
     for line, (word, name) in zip(figure.subplots(3, 2), shown.items(), strict=True):
         for axes, trained, scores in zip(line, pair, dice, strict=True):
@@ -69,9 +70,22 @@ def plot_cases(results: Results, pair: tuple[Trained, Trained], path: Path) -> P
     return save(figure, path)
 
 
+def plot_confusions(results: Results, pair: tuple[Trained, Trained], path: Path) -> Path:
+    """How often each class was taken for which, by reference and arm: one seed, clips of all folds."""
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    for axes, trained in zip(figure.subplots(1, 2), pair, strict=True):
+        folds = range(results.grid.comparison.folds)
+        runs = [results.done[replace(trained.point, fold=fold)] for fold in folds]
+        pairs = [(row["label"], row["predicted"]) for run in runs for row in run.cases]
+        right = sum(one == other for one, other in pairs)
+        draw_confusion(axes, pairs, make_task(trained.cell.experiment).classes)
+        axes.set_title(f"{trained.name}: {right} of {len(pairs)}", size=10)
+    return save(figure, path)
+
+
 def _draw_case(axes: Axes, trained: Trained, case: Case) -> None:
     """The axial slice with most of the label: reference green, prediction red."""
-    settings = trained.cell.experiment.data
+    settings: Any = trained.cell.experiment.data
     sample, predictor = load_case(case, settings), trained.after
     pred = predictor.label_map(load_image(case.images, settings))
     label, spacing = sample["label"][0].numpy(), sample["spacing"]
@@ -137,18 +151,40 @@ def plot_drift(pair: tuple[Trained, Trained], path: Path) -> Path:
 
 @torch.no_grad()
 def feature_drift(trained: Trained) -> list[float]:
-    """||after - before|| / ||before|| of each encoder level's map, on the first evaluation case."""
-    settings = trained.cell.experiment.data
-    image = load_image(trained.cell.parts.evaluation[0].images, settings).image
-    patch = _centre(image, settings.patch)[None]
-    before: Any = trained.before
-    after: Any = trained.after.network
-    precision = trained.after.precision
-    ours = after.encoder(precision.place(patch))
-    return [
-        float((new.float().cpu() - old).norm() / old.norm().clamp(min=1e-12))
-        for old, new in zip(before.encoder(patch), ours, strict=True)
-    ]
+    """||after - before|| / ||before|| of each encoder level's map, on the first evaluation case.
+
+    Of two streams, the levels of the one after those of the other.
+    """
+    settings, first = trained.cell.experiment.data, trained.cell.parts.evaluation[0]
+    if isinstance(settings, ClipSettings):
+        assert isinstance(first, Clip)
+        shown = load_clip(first, settings)["image"][None]
+    else:
+        assert isinstance(first, Case)
+        shown = _centre(load_image(first.images, settings).image, settings.patch)[None]
+    old = _encoder_maps(trained.before, shown)
+    new = _encoder_maps(trained.after.network, trained.after.precision.place(shown))
+    return [float((b - a).norm() / a.norm().clamp(min=1e-12)) for a, b in zip(old, new, strict=True)]
+
+
+def _encoder_maps(network: Any, image: Tensor) -> list[Tensor]:
+    """The maps of the encoder, or of each of several, where the network sees `image` for the first time."""
+    encoders = network.encoder if isinstance(network.encoder, nn.ModuleList) else [network.encoder]
+    seen: dict[int, list[Tensor]] = {}
+
+    def keep(number: int) -> Any:
+        def hook(_: nn.Module, __: Any, maps: list[Tensor]) -> None:
+            seen.setdefault(number, [part.float().cpu() for part in maps])
+
+        return hook
+
+    hooks = [encoder.register_forward_hook(keep(number)) for number, encoder in enumerate(encoders)]
+    try:
+        network(image)
+    finally:
+        for one in hooks:
+            one.remove()
+    return [part for number in sorted(seen) for part in seen[number]]
 
 
 def norm_shifts(trained: Trained) -> list[float]:

@@ -12,7 +12,8 @@ import numpy as np
 from medi3d.engine.files import write_table
 from medi3d.transfer.cell import Result
 from medi3d.transfer.grid import Cell, Grid, Point, Rates
-from medi3d.transfer.statistics import Effect, budget_to_reach, holm, paired_effect
+from medi3d.transfer.measures import MEASURES, Measure
+from medi3d.transfer.statistics import Effect, budget_to_reach, by_unit, holm, paired_effect
 from medi3d.transfer.wording import answer
 
 CURVE_UNITS = {"steps": "step", "cpu_seconds": "training_cpu_seconds"}
@@ -26,23 +27,26 @@ class Finding:
     Attributes:
         point: where in the grid; its seed and fold are those of the first run, and mean nothing.
         reference: the same for the reference.
-        effect: Dice, arm minus reference.
-        arm_dice: mean over seeds and cases.
-        reference_dice: the same of the reference.
-        seed_spread: deviation of the reference's mean Dice between seeds; NaN with one seed.
+        effect: of the score, arm minus reference; its cases are the measure's units.
+        arm_score: mean over seeds and cases.
+        reference_score: the same of the reference.
+        seed_spread: deviation of the reference's mean score between seeds; NaN with one seed.
         p_holm: the Wilcoxon p-value, corrected for all findings of the comparison.
-        speed: unit -> budget at which the arm first reached the reference's final Dice on the tuning cases,
-            as a share of what the reference took for all its training; median over runs, infinity: never.
+        speed: unit -> budget at which the arm first reached the reference's final score on the tuning
+            cases, as a share of what the reference took for all its training; median over runs, infinity:
+            never.
+        measure: what is scored.
     """
 
     point: Point
     reference: Point
     effect: Effect
-    arm_dice: float
-    reference_dice: float
+    arm_score: float
+    reference_score: float
     seed_spread: float
     p_holm: float
     speed: Mapping[str, float]
+    measure: Measure = MEASURES["segmentation"]
 
     def row(self) -> dict[str, Any]:
         """A row of `effects.csv`."""
@@ -54,8 +58,8 @@ class Finding:
             "labels": point.labels or "all",
             "budget": point.budget,
             "reference": self.reference.arm,
-            "dice": self.arm_dice,
-            "reference_dice": self.reference_dice,
+            self.measure.key: self.arm_score,
+            f"reference_{self.measure.key}": self.reference_score,
             "effect": self.effect.mean,
             "low": self.effect.low,
             "high": self.effect.high,
@@ -119,13 +123,18 @@ class Results:
             if all(replace(point, seed=seed, fold=fold) in self.done for fold in range(comparison.folds))
         ]
 
-    def dice_table(self, point: Point, seeds: list[int]) -> tuple[np.ndarray, list[str]]:
-        """Mean Dice over the labels, `(seeds, cases)`, and the names of the cases, of all folds."""
+    @property
+    def measure(self) -> Measure:
+        """What is scored."""
+        return MEASURES[self.grid.base.task]
+
+    def score_table(self, point: Point, seeds: list[int]) -> tuple[np.ndarray, list[str]]:
+        """Scores `(seeds, cases)`, means over the labels if any, and the names of the cases, of all folds."""
         tables = []
         for seed in seeds:
             table: dict[str, float] = {}
             for fold in range(self.grid.comparison.folds):
-                table |= self.done[replace(point, seed=seed, fold=fold)].dice()
+                table |= self.done[replace(point, seed=seed, fold=fold)].scores(self.measure.key)
             tables.append(table)
         names = sorted(tables[0])
         return np.array([[table[name] for name in names] for table in tables]), names
@@ -153,27 +162,29 @@ class Results:
         seeds = [s for s in self.complete_seeds(point) if s in self.complete_seeds(reference)]
         if not seeds:
             return None
-        (arm, _), (other, _) = self.dice_table(point, seeds), self.dice_table(reference, seeds)
+        (arm, names), (other, _) = self.score_table(point, seeds), self.score_table(reference, seeds)
+        units = [self.grid.subjects[name] for name in names]
         return Finding(
             point=point,
             reference=reference,
-            effect=paired_effect(arm - other),
-            arm_dice=float(arm.mean()),
-            reference_dice=float(other.mean()),
+            effect=paired_effect(by_unit(arm - other, units)),
+            arm_score=float(arm.mean()),
+            reference_score=float(other.mean()),
             seed_spread=float(other.mean(axis=1).std(ddof=1)) if len(seeds) > 1 else math.nan,
             p_holm=math.nan,
             speed={
                 unit: self._speed(point, reference, seeds, column) for unit, column in CURVE_UNITS.items()
             },
+            measure=self.measure,
         )
 
     def _speed(self, point: Point, reference: Point, seeds: list[int], column: str) -> float:
-        shares = []
+        shares, score = [], self.measure.key
         for seed in seeds:
             for fold in range(self.grid.comparison.folds):
                 goal = self.done[replace(reference, seed=seed, fold=fold)].curve[-1]
                 curve = self.done[replace(point, seed=seed, fold=fold)].curve
-                shares.append(budget_to_reach(curve, goal["dice"], column) / goal[column])
+                shares.append(budget_to_reach(curve, goal[score], column, score) / goal[column])
         return float(np.median(shares))
 
 

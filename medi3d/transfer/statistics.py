@@ -1,7 +1,7 @@
 """How much better an arm is than its reference, and how sure one can be: in pairs, over cases and seeds."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,17 +155,32 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def budget_to_reach(curve: Sequence[Mapping[str, Any]], target: float, unit: str) -> float:
-    """How much of `unit` (a column of `metrics.csv`) a training took to reach a Dice; infinity: never.
+def by_unit(differences: np.ndarray, units: Sequence[Hashable]) -> np.ndarray:
+    """`(seeds, cases)` as `(seeds, units)`, with the same mean over all: what is drawn anew are whole units.
+
+    A unit counts by its cases: the sum of theirs, times units per case (a cluster bootstrap of the mean).
+    Where each case is its own unit nothing changes.
+    """
+    distinct = list(dict.fromkeys(units))
+    sums = np.zeros((len(differences), len(distinct)))
+    for column, unit in enumerate(units):
+        sums[:, distinct.index(unit)] += differences[:, column]
+    return sums * (len(distinct) / len(units))
+
+
+def budget_to_reach(
+    curve: Sequence[Mapping[str, Any]], target: float, unit: str, score: str = "dice"
+) -> float:
+    """How much of `unit` (a column of `metrics.csv`) a training took to reach a score; infinity: never.
 
     Between two validations a straight line is assumed.
     """
     before = None
     for row in curve:
-        if row["dice"] >= target:
+        if row[score] >= target:
             if before is None:
                 return row[unit]
-            share = (target - before["dice"]) / (row["dice"] - before["dice"])
+            share = (target - before[score]) / (row[score] - before[score])
             return before[unit] + share * (row[unit] - before[unit])
         before = row
     return math.inf

@@ -24,10 +24,12 @@ def answer(findings: Sequence["Finding"]) -> str:
         none = (
             f"No difference seen in {'the one comparison' if count == 1 else f'any of {count} comparisons'}"
         )
+        measure = findings[0].measure
         if detectable >= 100:
-            return f"{none}; so few seeds and cases cannot show one."
+            return f"{none}; so few seeds and {measure.case}s cannot show one."
         return (
-            f"{none}; one of {detectable:.1f} Dice points would have been seen in four of five repetitions."
+            f"{none}; one of {detectable:.1f} {measure.points} would have been seen in four of five "
+            "repetitions."
         )
     clear = [finding for finding in findings if finding.effect.verdict != "no difference seen"]
     largest = max(clear, key=lambda finding: abs(finding.effect.mean))
@@ -40,9 +42,9 @@ def answer(findings: Sequence["Finding"]) -> str:
 
 
 def points(finding: "Finding") -> str:
-    """An effect with its interval, in Dice points (hundredths)."""
-    effect = finding.effect
-    return f"{100 * effect.mean:+.1f} Dice points, {100 * effect.low:+.1f} to {100 * effect.high:+.1f}"
+    """An effect with its interval, in hundredths of the score."""
+    effect, unit = finding.effect, finding.measure.points
+    return f"{100 * effect.mean:+.1f} {unit}, {100 * effect.low:+.1f} to {100 * effect.high:+.1f}"
 
 
 def place(finding: "Finding") -> str:

@@ -12,7 +12,6 @@ from medi3d.models import classify
 from medi3d.models.classify import build_published_classifier, classify_clip
 from medi3d.transfer.classify import classify_file
 
-
 PAIR = "kinetics400/i3d-rgb+kinetics400/i3d-flow"
 
 

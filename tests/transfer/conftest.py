@@ -1,7 +1,8 @@
-"""A tiny cohort on disk and a config that trains on it in seconds."""
+"""A tiny cohort and tiny clips on disk, and configs that train on them in seconds."""
 
 import json
 import warnings
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -27,6 +28,33 @@ network: {{source: unet}}
 training: {{steps: 4, batch_size: 2, validate_every: 2, precision: fp32}}
 """
 
+CLIPS_CONFIG = """
+task: classification
+name: clips
+strategy: original
+data: {{root: {root}, frames: 8, side: 32, crop: 32}}
+network: {{source: "timm:test_resnet", plan: planar, in_channels: 3, levels: 3, dropout: 0.0}}
+training: {{steps: 40, batch_size: 4, learning_rate: 0.02, encoder_factor: 1.0, validate_every: 20}}
+"""
+
+
+def write_clips(root: Path, takes: int = 1) -> Path:
+    """`takes` clips of each of three scenes of each of two classes: bright above, or bright below."""
+    av = pytest.importorskip("av")
+    rng = np.random.default_rng(0)
+    for name, scene, take in product(("above", "below"), (1, 2, 3), range(1, takes + 1)):
+        path = root / name / f"v_{name}_g{scene:02d}_c{take:02d}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames = rng.integers(0, 80, (10, 32, 32, 3), dtype=np.uint8)
+        frames[:, slice(0, 16) if name == "above" else slice(16, 32)] += 150
+        with av.open(path, "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+            container.mux(stream.encode())
+    return root
+
 
 def write_cohort(root: Path, count: int = 8) -> Path:
     """Cases of noise with a bright block, split into a lower and an upper half; MSD layout."""
@@ -50,6 +78,12 @@ def write_cohort(root: Path, count: int = 8) -> Path:
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
     return write_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """Six clips, one of each scene."""
+    return write_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture
