@@ -14,8 +14,10 @@ from rich.progress import track
 from medi3d.config import complete, read_given
 from medi3d.console import console, print_rows
 from medi3d.datasets.cache import fill_cache
+from medi3d.datasets.clips import ClipSettings, read_clip_list
 from medi3d.datasets.cohort import Case, Cohort, read_cohort, without_tests
 from medi3d.datasets.fingerprint import Fingerprint, examine_cohort, gather
+from medi3d.datasets.flow import fill_cache as fill_flow
 from medi3d.datasets.volumes import VolumeSettings
 from medi3d.engine.files import written_aside
 from medi3d.errors import ConfigError, DataError
@@ -27,7 +29,7 @@ from medi3d.transfer.planning import Choice, plan_data, plan_patch
 def run_prepare(
     config: Path, overrides: list[str], out: Path | None, *, memory_gb: float, workers: int
 ) -> dict[str, Any]:
-    """Prepare the cohort of a segmentation config.
+    """Prepare the cohort of a segmentation config; of one that classifies clips, compute their flow.
 
     Writes into `out`: `fingerprint.json`, `config.yaml` (complete; `medi3d train` takes it), a plan where
     slices are thick, and `cache/` with every case as the network takes it.
@@ -43,10 +45,12 @@ def run_prepare(
         The fingerprint, the choices and the paths that were written.
 
     Raises:
-        ConfigError: the config is no segmentation, or lacks what cannot be chosen.
+        ConfigError: the config is of another task, or lacks what cannot be chosen.
         DataError: cases are damaged, all of them named; nothing is cached then.
     """
     given = read_given(config, overrides)
+    if given.get("task") == "classification":
+        return _prepare_flow(config, complete(given), workers)
     if given.get("task", "segmentation") != "segmentation" or not OmegaConf.select(given, "data.root"):
         raise ConfigError(f"{config}: prepare needs task: segmentation and data.root, the cohort")
     given.task = "segmentation"
@@ -72,6 +76,25 @@ def run_prepare(
         "choices": [vars(choice) for choice in choices],
         "config": str(folder / "config.yaml"),
     }
+
+
+def _prepare_flow(config: Path, experiment: Any, workers: int) -> dict[str, Any]:
+    """Fill the cache of flow; what is there is left."""
+    settings: ClipSettings = experiment.data
+    if settings.streams == "rgb":
+        raise ConfigError(
+            f"{config}: data.streams is rgb: only flow is computed beforehand; train right away"
+        )
+    paths = [clip.path for clip in read_clip_list(settings).clips]
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    seen: dict[str, Any] = {"side": settings.side, "keep": settings.crop, "rate": settings.rate}
+    damaged = fill_flow(paths, settings.flow_cache or None, processes=workers, say=say, **seen)
+    if damaged and not settings.skip_damaged:
+        raise DataError(f"{len(damaged)} of {len(paths)} clips have no flow, each named above: {damaged[0]}")
+    return {"clips": len(paths), "damaged": damaged}
 
 
 def default_memory_gb() -> float:

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from medi3d.config import load_config
+from medi3d.datasets.clips import load_frames, read_clip_list
 from medi3d.engine.state import read_checkpoint
 from medi3d.errors import ConfigError, DataError
 from medi3d.prepare import run_prepare
 from medi3d.transfer.experiment import SegmentationExperiment
 from medi3d.transfer.planning import measure_step
 from medi3d.transfer.training import run_training
+from tests.transfer.conftest import CLIPS_CONFIG
 
 
 @pytest.fixture
@@ -70,3 +72,16 @@ def test_a_step_is_measured_and_takes_more_for_a_larger_patch(config):
     small, large = (measure_step(experiment, (side, side, side)) for side in (16, 64))
     assert 0 <= small < large < 4 * 2**30
     assert large > 2 * 64**3 * 4 * 10  # two samples of more than ten maps in float32
+
+
+def test_the_flow_of_clips_is_computed_where_training_looks_for_it(clips, tmp_path, monkeypatch):
+    config = tmp_path / "clips.yaml"
+    config.write_text(CLIPS_CONFIG.format(root=clips))
+    flow = ["data.streams=flow", f"data.flow_cache={tmp_path / 'flow'}", "network.in_channels=2"]
+    made = run_prepare(config, flow, None, memory_gb=1, workers=1)
+    assert made == {"clips": 6, "damaged": []}
+    monkeypatch.setattr("medi3d.datasets.flow.compute_flow", None)  # nothing is left to compute
+    settings = load_config(config, flow).data
+    assert load_frames(read_clip_list(settings).clips[0], settings)["image"].shape[0] == 2
+    with pytest.raises(ConfigError, match=r"data\.streams is rgb"):
+        run_prepare(config, [], None, memory_gb=1, workers=1)

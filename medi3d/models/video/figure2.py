@@ -138,11 +138,14 @@ def stacks_of(clip: Tensor) -> Tensor:
 
 
 class FusedStreams(nn.Module):
-    """The encoder of (d): both streams' last maps, joined by a 3×3×3 convolution and a 3×3×3 max-pool."""
+    """The encoder of (d): the streams' last maps, joined by a 3×3×3 convolution and a 3×3×3 max-pool.
 
-    def __init__(self, rgb: nn.Module, flow: nn.Module) -> None:
+    Of clips with one stream alone, the other network is None.
+    """
+
+    def __init__(self, rgb: nn.Module | None, flow: nn.Module | None) -> None:
         super().__init__()
-        streams: list[Any] = [rgb, flow]
+        streams: list[Any] = [stream for stream in (rgb, flow) if stream is not None]
         self.rgb, self.flow = rgb, flow
         self.out_channels = [512]
         self.fusion = nn.Sequential(
@@ -155,8 +158,12 @@ class FusedStreams(nn.Module):
             nn.init.kaiming_normal_(parameter)
 
     def forward(self, clip: Tensor) -> list[Tensor]:
-        """`(B, 5, 50, H, W)` -> one map `(B, 512, 3, H/64, W/64)`."""
-        maps = [self.rgb(frames_of(clip[:, RGB]))[-1], self.flow(stacks_of(clip[:, FLOW]))[-1]]
+        """`(B, 5, 50, H, W)`, or 3 or 2 channels -> one map `(B, 512, 3, H/64, W/64)`."""
+        maps = []
+        if self.rgb is not None:
+            maps.append(self.rgb(frames_of(clip[:, RGB]))[-1])
+        if self.flow is not None:
+            maps.append(self.flow(stacks_of(clip[:, -2:]))[-1])
         return [self.fusion(torch.cat(maps, dim=1))]
 
 
@@ -164,7 +171,7 @@ class FusedTwoStream(Classifier):
     """(d) 3D-fused two-stream (Feichtenhofer et al. 2016, arXiv:1604.06573): a mean over windows of 50."""
 
     def forward(self, clip: Tensor) -> Tensor:
-        """`(B, 5, T, H, W)`, T at least 50 -> logits."""
+        """`(B, 5, T, H, W)` (3 or 2 channels: one stream), T at least 50 -> logits."""
         frames = STACK * FUSED_FRAMES
         return over_windows(super().forward, clip, frames)
 
@@ -231,8 +238,8 @@ def _round_pools_up(vgg: nn.Module) -> None:
 @register_video("two_stream")
 def _two_stream(options: VideoOptions) -> nn.Module:
     rgb, flow = _frame_streams(options)
-    classes, dropout = options.num_classes, options.dropout
-    return TwoStream(MiddleFrame(rgb, classes, dropout=dropout), FlowStack(flow, classes, dropout=dropout))
+    head: dict[str, Any] = {"num_classes": options.num_classes, "dropout": options.dropout}
+    return _joined(rgb and MiddleFrame(rgb, **head), flow and FlowStack(flow, **head))
 
 
 @register_video("fused_two_stream")
@@ -241,15 +248,30 @@ def _fused_two_stream(options: VideoOptions) -> nn.Module:
     return FusedTwoStream(encoder, options.num_classes, dropout=options.dropout)
 
 
-def _frame_streams(options: VideoOptions) -> tuple[nn.Module, nn.Module]:
+def _frame_streams(options: VideoOptions) -> tuple[nn.Module | None, nn.Module | None]:
     rgb, flow = options.stream_weights()
-    return _frames_encoder(options, 3, rgb), _frames_encoder(options, 2 * STACK, flow)
+    return (
+        _frames_encoder(options, 3, rgb) if options.in_channels != 2 else None,
+        _frames_encoder(options, 2 * STACK, flow) if options.in_channels != 3 else None,
+    )
+
+
+def _joined(rgb: nn.Module | None, flow: nn.Module | None, *, add: bool = False) -> nn.Module:
+    """Both streams, or the one that the clips hold."""
+    if rgb is not None and flow is not None:
+        return TwoStream(rgb, flow, add=add)
+    (alone,) = (stream for stream in (rgb, flow) if stream is not None)
+    return alone
 
 
 @register_video("two_stream_i3d")
 def _two_stream_i3d(options: VideoOptions) -> nn.Module:
     rgb, flow = options.stream_weights()
-    return TwoStream(_build_i3d(options, 3, rgb), _build_i3d(options, 2, flow), add=True)
+    return _joined(
+        _build_i3d(options, 3, rgb) if options.in_channels != 2 else None,
+        _build_i3d(options, 2, flow) if options.in_channels != 3 else None,
+        add=True,
+    )
 
 
 @register_video("i3d")

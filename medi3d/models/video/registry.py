@@ -78,7 +78,8 @@ def create_video(name: str, *, num_classes: int, in_channels: int | None = None,
     Args:
         name: a key of `VIDEO`.
         num_classes: classes.
-        in_channels: channels of the clips; None: as published (5 where RGB and flow are both seen).
+        in_channels: channels of the clips; None: as published (5 where RGB and flow are both seen). Of a
+            network of two streams 3 builds that of RGB alone, 2 that of flow.
         options: `dropout`, `weights`, `contract`, `read_weights` and `proof`, see `create_encoder`.
 
     Raises:
@@ -91,10 +92,10 @@ def create_video(name: str, *, num_classes: int, in_channels: int | None = None,
     if options.get("weights") is not None and not published.pretrained:
         raise SourceError(f"{name} is trained from scratch: no weights fit it, not {options['weights']!r}")
     channels = published.channels if in_channels is None else in_channels
-    if published.channels == FLOW.stop and channels != published.channels:
+    if published.channels == FLOW.stop and channels not in (2, 3, FLOW.stop):
         raise SourceError(
-            f"{name} takes {published.channels} channels, RGB and flow, not {channels}; "
-            f"give in_channels={published.channels} and clips that hold both"
+            f"{name} takes {published.channels} channels, RGB and flow, not {channels}; 3 or 2 build one of "
+            "its streams alone"
         )
     return VIDEO[name](VideoOptions(num_classes, channels, **options))
 

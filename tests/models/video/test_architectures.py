@@ -135,7 +135,7 @@ def test_weights_of_timm_bring_their_input_contract(name):
     [
         ("x3d_m", {"weights": "timm"}, "x3d_m is trained from scratch"),
         ("r50_i3d", {"plan": "video"}, "has no option plan"),
-        ("two_stream", {"in_channels": 3}, "two_stream takes 5 channels, RGB and flow, not 3"),
+        ("two_stream", {"in_channels": 4}, "two_stream takes 5 channels, RGB and flow, not 4"),
         ("two_stream_i3d", {"weights": "kinetics400/i3d-rgb"}, "takes RGB\\+FLOW"),
         ("i3d", {"weights": "timm"}, "'timm' are for sources timm:NAME"),
     ],

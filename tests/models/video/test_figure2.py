@@ -164,3 +164,14 @@ def test_two_streams_take_weights_for_each(weights):
     kernel = "network.Conv3d_1a_7x7.conv.weight"
     assert torch.equal(network.rgb.encoder.state_dict()[kernel], alone.encoder.state_dict()[kernel])
     assert network.flow.encoder.state_dict()[kernel].shape[1] == 2
+
+
+@pytest.mark.parametrize("name", ["two_stream", "fused_two_stream"])
+@pytest.mark.parametrize("channels", [2, 3])
+def test_one_stream_alone_takes_its_own_channels(name, channels):
+    network = create_classifier(name, num_classes=3, in_channels=channels).eval()
+    frames = 50 if name == "fused_two_stream" else 10
+    with torch.inference_mode():
+        assert network(torch.randn(1, channels, frames, 32, 32)).shape == (1, 3)
+    both = sum(p.numel() for p in create_classifier(name, num_classes=3).parameters())
+    assert sum(p.numel() for p in network.parameters()) < both
