@@ -17,7 +17,7 @@ from medi3d.datasets.geometry import grid_difference
 LABEL_VOXELS = 2**24
 """Voxels of the target that labels are counted on at once: 200 MB of float32 sums."""
 
-SLAB_BYTES = 2**26
+SLAB_BYTES = 2**24
 """Probabilities that are held at once on the target's grid."""
 
 
@@ -51,13 +51,13 @@ def taps_between(source: sitk.Image, target: sitk.Image) -> tuple[Taps, Taps, Ta
 def interpolate(values: Tensor, taps: tuple[Taps, Taps, Taps]) -> Tensor:
     """`(..., D, H, W)` at the places of `taps`, linearly."""
     for dim, (low, high, weight) in zip((-3, -2, -1), taps, strict=True):
-        below = values
-        if len(low) != values.shape[dim] or not torch.equal(low, torch.arange(len(low))):
-            below = values.index_select(dim, low.to(values.device))
+        if not weight.any() and len(low) == values.shape[dim] and torch.equal(low, torch.arange(len(low))):
+            continue
+        below = values.index_select(dim, low.to(values.device))
         if weight.any():
             above = values.index_select(dim, high.to(values.device))
             shape = [-1 if axis == dim else 1 for axis in (-3, -2, -1)]
-            below = torch.lerp(below, above, weight.to(values).view(shape))
+            below.lerp_(above, weight.to(values).view(shape))
         values = below
     return values
 

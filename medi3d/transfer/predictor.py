@@ -155,13 +155,15 @@ def segment(predictors: Sequence[Predictor], images: Sequence[LoadedImage]) -> S
     mask = np.empty(grid.GetSize()[::-1], np.uint8)
     strength = np.empty_like(mask)
     done = classes = 0
-    for slabs in zip(*members, strict=True):
-        mean = sum(slabs[1:], slabs[0]) / len(slabs)
+    for mean in members[0]:
+        if len(members) > 1:
+            mean = sum((next(other) for other in members[1:]), mean) / len(members)
         classes, until = len(mean), done + mean.shape[1]
         highest, winner = mean.max(dim=0)
         mask[done:until] = winner.to(torch.uint8).cpu().numpy()
         strength[done:until] = (highest * CONFIDENCE_STEPS).round().to(torch.uint8).cpu().numpy()
         done = until
+        del mean, highest, winner  # not beside the next ones
     # Where members disagree about what validation showed, nothing is taken away.
     keep_largest(mask, set.intersection(*(set(one.largest) for one in predictors)))
     voxels = np.bincount(mask.ravel(), minlength=classes)[1:]
