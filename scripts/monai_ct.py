@@ -11,6 +11,7 @@ import json
 import logging
 from pathlib import Path
 
+import numpy
 import torch
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset, load_decathlon_datalist
@@ -76,14 +77,15 @@ def main() -> None:
     listing = args.root / "dataset.json"
     labels = json.loads(listing.read_text())["labels"]
     cases = load_decathlon_datalist(listing, True, "training")[: args.cases or None]
-    held = cases[: args.held_out]
+    order = numpy.random.default_rng(0).permutation(len(cases))  # as configs/segmentation/openkbp_i3d.yaml
+    held, kept = ([cases[i] for i in part] for part in (order[: args.held_out], order[args.held_out :]))
 
     network = medi3d.create_segmenter(  # medi3d, line 2
         "inception_v1", weights=args.weights, levels=4, num_classes=len(labels)
     ).to(device)
 
     batches = DataLoader(
-        Dataset(cases[args.held_out :], transforms(args.patch, training=True)),
+        Dataset(kept, transforms(args.patch, training=True)),
         batch_size=args.batch_size,
         shuffle=True,
     )

@@ -1,8 +1,9 @@
 """A mask as DICOM Segmentation object (DICOM PS3.3 A.51) that refers to the slices of its series."""
 
 import hashlib
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import SimpleITK as sitk
 from medi3d.datasets.dicom import read_slices, series_grid
 from medi3d.datasets.geometry import grid_difference
 from medi3d.errors import DataError, ShapeError
+
+log = logging.getLogger(__name__)
 
 
 def write_seg(mask: sitk.Image, labels: Mapping[str, int], series: Path, out: Path, *, version: str) -> None:
@@ -49,6 +52,7 @@ def write_seg(mask: sitk.Image, labels: Mapping[str, int], series: Path, out: Pa
         raise DataError(f"{series}: cannot be read again: {error}") from error
     for source in sources:
         _complete(source)
+    _identify(sources, series)
     algorithm = hd.AlgorithmIdentificationSequence(
         name="medi3d", version=version, family=codes.DCM.ArtificialIntelligence
     )
@@ -105,8 +109,33 @@ def _numbered(mask: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:
 
 
 def _complete(source: Any) -> None:
-    """Give a slice the attributes of patient and study that DICOM requires, empty where they are missing."""
+    """Give a slice the attributes of patient and study that DICOM requires, empty where they are missing.
+
+    What an anonymiser emptied of its own identity stands in the file's meta header still.
+    """
+    for name in ("SOPClassUID", "SOPInstanceUID"):
+        if not source.get(name):
+            setattr(source, name, source.file_meta.get(f"MediaStorage{name}", ""))
     required = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID")
     for name in (*required, "StudyDate", "StudyTime", "ReferringPhysicianName"):
         if name not in source:
             setattr(source, name, "")
+
+
+def _identify(sources: Sequence[Any], series: Path) -> None:
+    """Give study and series an identifier where an anonymiser emptied theirs: made of the slices'.
+
+    The object then names the slices rightly, but no archive knows its study; that is said.
+    """
+    from pydicom.uid import generate_uid
+
+    slices = [str(source.SOPInstanceUID) for source in sources]
+    if not all(slices):
+        raise DataError(f"{series}: slices without SOPInstanceUID; a DICOM SEG cannot refer to them")
+    for name in ("StudyInstanceUID", "SeriesInstanceUID"):
+        if any(source.get(name) for source in sources):
+            continue
+        made = generate_uid(entropy_srcs=[*slices, name])
+        log.warning("%s: has no %s; its DICOM SEG is given %s", series, name, made)
+        for source in sources:
+            setattr(source, name, made)

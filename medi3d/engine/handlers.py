@@ -27,7 +27,7 @@ class Validation:
     `trainer.state.metrics` becomes a row: step, train_loss (mean since the last row), val_loss, the means of
     the task's metrics, learning rates, wall and processor seconds since the start of the run (of all
     processes; training_cpu_seconds without reading and validation), and data_share, the share of training
-    time spent waiting for samples.
+    time spent waiting for samples (printed as "data / step").
     """
 
     def __init__(self, evaluator: SupervisedEvaluator, state: TrainingState, every: int):
@@ -213,8 +213,8 @@ class TrainingProgress:
         self._last_score = f"{row[self.score]:.4f}"
         log.info(
             f"step {row['step']}: train loss {row['train_loss']:.4f}, validation loss {row['val_loss']:.4f}, "
-            f"{self.score} {row[self.score]:.4f} "
-            f"({row['cpu_seconds']:.0f} CPU s, {row['wall_seconds']:.0f} s)"
+            f"{self.score} {row[self.score]:.4f} ({row['cpu_seconds']:.0f} CPU s, "
+            f"{row['wall_seconds']:.0f} s; data / step {row['data_share']:.1%})"
         )
 
     def _words(self) -> str:

@@ -1,5 +1,6 @@
 """Masks of many scans: read, computed and written at the same time; what is finished is not done again."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -69,7 +70,8 @@ def run_prediction(
         options: format, memory, overwriting.
 
     Returns:
-        The masks, written now or earlier, and a line about each scan that failed.
+        The masks, written now or earlier, and a line about each scan that failed; of such a one nothing is
+        left in `out`, not even the mask of an earlier run.
 
     Raises:
         ConfigError: a run does not segment, the runs do not fit together, or two inputs would write one mask.
@@ -128,14 +130,14 @@ class _Batch:
                         continue
                     waiting.append((scan, self._compute(read, writer)))
                 except (Medi3dError, MemoryError, torch.OutOfMemoryError) as error:
-                    failed[scan] = _line(scan, error)
+                    failed[scan] = self._fail(scan, error)
                 if len(waiting) > 1:  # at most one scan waits to be written
                     waiting[-2][1].exception()
             for scan, writing in waiting:
                 try:
                     writing.result()
                 except (Medi3dError, MemoryError) as error:
-                    failed[scan] = _line(scan, error)
+                    failed[scan] = self._fail(scan, error)
         self.records.write_table()
         done = [scan.target for scan in scans if scan not in failed]
         return done, [failed[scan] for scan in scans if scan in failed]
@@ -161,6 +163,7 @@ class _Batch:
         key = key_of(scan.images, [one.identity for one in self.predictors])
         if not self.options.overwrite and self.records.holds(scan, key):
             return _Read(scan, key, [])
+        self.records.drop(scan)
         size = self._estimate(scan)
         self.budget.take(size, str(scan.images[0]))
         try:
@@ -172,6 +175,12 @@ class _Batch:
             self.budget.give_back(size)
             raise
         return _Read(scan, key, images, size)
+
+    def _fail(self, scan: Scan, error: BaseException) -> str:
+        """A scan that failed has no files, neither halves of this run nor masks of an earlier one."""
+        with contextlib.suppress(Medi3dError):
+            self.records.drop(scan)
+        return _line(scan, error)
 
     def _compute(self, read: _Read, writer: ThreadPoolExecutor) -> "Future[None]":
         try:
@@ -222,15 +231,11 @@ def reading_bytes(header: VolumeHeader, settings: VolumeSettings) -> int:
 
 def band_bytes(header: VolumeHeader, settings: VolumeSettings, predictor: Predictor) -> int:
     """Bytes of the sums of windows for all classes, and of the slabs that are brought to the scan's grid."""
-    native = float(np.prod(header.size, dtype=float))
-    ratio = _voxel_ratio(header, settings)
-    classes = len(settings.label_names) + 1
-    held = 5.0  # the sums, what was given out, its probabilities, and what the way back holds of them
+    ours = float(np.prod(header.size, dtype=float)) * _voxel_ratio(header, settings)
+    held = 4.0  # the sums, what was given out, and what the way back holds of it
     if isinstance(predictor.inferer, SlidingWindow):
         held = min(held, held * predictor.inferer.size[0] / _depth(header, settings))
-    slice_bytes = 4 * classes * native / min(header.size)
-    slabs = 6 * max(SLAB_BYTES, slice_bytes) * max(1.0, ratio)  # neighbours, weighed; probabilities, compared
-    return int(native * ratio * classes * 4 * held + slabs)
+    return int(ours * (len(settings.label_names) + 1) * 4 * held + 3 * SLAB_BYTES)
 
 
 def _voxel_ratio(header: VolumeHeader, settings: VolumeSettings) -> float:

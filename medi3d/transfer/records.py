@@ -68,6 +68,20 @@ class Records:
         except OSError as error:
             raise DataError(f"{self._path(scan)}: cannot be written: {error.strerror}") from error
 
+    def drop(self, scan: Scan) -> None:
+        """Take away what an earlier run wrote for the scan: it must not pass for what is asked for now.
+
+        Raises:
+            DataError: a file cannot be taken away.
+        """
+        path = self._path(scan)
+        recorded = [self._out / Path(str(name)).name for name in self._read(path).get("files") or ()]
+        try:
+            for old in {scan.target, *([scan.seg] if scan.seg else []), *recorded, path}:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"{error.filename}: old, and cannot be taken away: {error.strerror}") from error
+
     def write_table(self) -> None:
         """Write `predictions.csv`: a row for each label of each mask in the folder.
 

@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from medi3d.datasets.volumes import VolumeSettings
+from medi3d.datasets.volumes import Normalisation, VolumeSettings
 from medi3d.engine.files import read_table
 from medi3d.engine.inference import SlidingWindow, single_forward
 from medi3d.engine.memory import resident_bytes
@@ -240,3 +240,52 @@ def test_a_dicom_seg_lies_beside_the_mask_of_a_series(shared, oblique, tmp_path)
     volume = seg.get_volume(combine_segments=True, rescale_fractional=False)
     assert volume.array.sum() == sitk.GetArrayFromImage(sitk.ReadImage(written[0])).sum()
     assert sorted(path.name for path in (tmp_path / "masks").glob("*.dcm")) == ["13_HCropVolume.seg.dcm"]
+
+
+@pytest.mark.parametrize("how", ["damaged", "gone"])
+def test_no_earlier_mask_stands_for_a_scan_that_fails(oblique, tmp_path, how):
+    """Neither in the folder nor in the table; the masks of others stay."""
+    other = tmp_path / "other.nii.gz"
+    other.write_bytes(oblique.read_bytes())
+    out = tmp_path / "masks"
+    predict(MR, [oblique, other], out)
+    if how == "gone":
+        oblique.unlink()
+    else:
+        oblique.write_bytes(oblique.read_bytes()[:200])
+    written, failed = predict(MR, [oblique, other], out)
+    assert (written, len(failed)) == ([out / "other.nii.gz"], 1)
+    assert [path.name for path in out.glob("*.nii.gz")] == ["other.nii.gz"]
+    assert {row["case"] for row in read_table(out / "predictions.csv")} == {"other"}
+
+
+def test_no_seg_of_an_earlier_run_stands_beside_a_new_mask(shared, tmp_path):
+    series = shared / "dicom/udacity_TestVolumes/Study1/13_HCropVolume"
+    predict(MR, [series], tmp_path, format="seg")
+    assert (tmp_path / "13_HCropVolume.seg.dcm").is_file()
+    inverted = dataclasses.replace(PREDICTOR, network=Inverted(), identity="inverted")
+    (written,), _ = predict(MR, [series], tmp_path, inverted)
+    assert written.is_file()
+    assert not (tmp_path / "13_HCropVolume.seg.dcm").exists()
+
+
+def test_seg_of_a_compressed_ct(shared, tmp_path):
+    """JPEG 2000, slices that overlap: the SEG names each slice of the series, and holds the mask."""
+    import pydicom
+
+    window = Normalisation("window", window=[-1000, 1000])
+    settings = VolumeSettings(root="", modality="CT", labels={"dense": 4}, normalisation=window)
+    series = shared / "dicom/totalsegmentator_ct/series"
+    (written,), failed = predict(settings, [series], tmp_path, format="seg")
+    assert not failed
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(written)))
+    seg = pydicom.dcmread(tmp_path / "series.seg.dcm")
+    slices = [pydicom.dcmread(path, stop_before_pixels=True) for path in series.iterdir()]
+    sources = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert {item.ReferencedSOPInstanceUID for item in sources} == {
+        one.file_meta.MediaStorageSOPInstanceUID for one in slices
+    }  # an anonymiser emptied SOPInstanceUID itself, and the UIDs of study and series
+    assert len(slices) == 20
+    assert seg.StudyInstanceUID
+    assert set(np.unique(mask)) == {0, 4}
+    assert seg.pixel_array.sum() == (mask == 4).sum()
