@@ -231,11 +231,15 @@ def reading_bytes(header: VolumeHeader, settings: VolumeSettings) -> int:
 
 def band_bytes(header: VolumeHeader, settings: VolumeSettings, predictor: Predictor) -> int:
     """Bytes of the sums of windows for all classes, and of the slabs that are brought to the scan's grid."""
-    ours = float(np.prod(header.size, dtype=float)) * _voxel_ratio(header, settings)
-    held = 4.0  # the sums, what was given out, and what the way back holds of it
+    native = float(np.prod(header.size, dtype=float))
+    ratio = _voxel_ratio(header, settings)
+    classes = len(settings.label_names) + 1
+    held = 5.0  # the sums, what was given out, its probabilities, and what the way back holds of them
     if isinstance(predictor.inferer, SlidingWindow):
         held = min(held, held * predictor.inferer.size[0] / _depth(header, settings))
-    return int(ours * (len(settings.label_names) + 1) * 4 * held + 3 * SLAB_BYTES)
+    slice_bytes = 4 * classes * native / min(header.size)
+    slabs = 6 * max(SLAB_BYTES, slice_bytes) * max(1.0, ratio)  # neighbours, weighed; probabilities, compared
+    return int(native * ratio * classes * 4 * held + slabs)
 
 
 def _voxel_ratio(header: VolumeHeader, settings: VolumeSettings) -> float:
