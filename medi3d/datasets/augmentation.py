@@ -202,9 +202,17 @@ def _one_hot(subject: Any) -> None:
 
 
 def _arg_max(subject: Any) -> None:
-    """Back to one map; beyond the border all maps are 0, which is the background."""
+    """Back to one map; beyond the border all maps are 0, which is the background.
+
+    Map after map: `argmax` over the first axis took two thirds of the time of a sample.
+    """
     if "label" in subject:
-        subject["label"].set_data(subject["label"].data.argmax(0, keepdim=True))
+        maps = subject["label"].data
+        highest, label = maps[0], torch.zeros(maps.shape[1:], dtype=torch.uint8)
+        for number in range(1, len(maps)):
+            label = torch.where(maps[number] > highest, number, label)
+            highest = torch.maximum(highest, maps[number])
+        subject["label"].set_data(label[None])
 
 
 def turn(tensor: torch.Tensor) -> torch.Tensor:

@@ -162,3 +162,14 @@ def test_settings_survive_omegaconf():
 
     merged = OmegaConf.merge(OmegaConf.structured(AugmentationSettings), {"flip_axes": ["left-right"]})
     assert OmegaConf.to_object(merged) == AugmentationSettings(flip_axes=["left-right"])
+
+
+def test_one_map_of_many_is_argmax():
+    from medi3d.datasets.augmentation import _arg_max
+
+    maps = (torch.rand(5, 6, 7, 8) * 4).round() / 4  # with ties
+    import torchio as tio
+
+    subject = tio.Subject(label=tio.LabelMap(tensor=maps))
+    _arg_max(subject)
+    assert torch.equal(subject["label"].data[0].long(), maps.argmax(0))
