@@ -99,3 +99,16 @@ def test_a_mask_is_turned_back_as_it_was(seed):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(turned), values)
     assert turned.GetDirection() == original.GetDirection()
     assert oriented_grid(original).GetSize() == sitk.DICOMOrient(image, "LPS").GetSize()
+
+
+@pytest.mark.parametrize("kind", [sitk.sitkUInt8, sitk.sitkUInt16, sitk.sitkInt32], ids=["u1", "u2", "i4"])
+@pytest.mark.parametrize("lowest", [0, 3], ids=["background", "none"])
+def test_labels_are_the_same_in_every_type(kind, lowest):
+    values = np.random.default_rng(0).integers(lowest, 200, (5, 6, 7))
+    image = sitk.GetImageFromArray(values)
+    grid = sitk.Image([9, 8, 7], sitk.sitkUInt8)
+    grid.SetSpacing([0.75, 0.7, 0.65])
+    expected = sitk.GetArrayFromImage(resample_labels(image, grid))
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(resample_labels(sitk.Cast(image, kind), grid)), expected
+    )
