@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
@@ -28,7 +29,7 @@ def plot_curves(rows: Sequence[Row], score: str, path: Path) -> None:
     for axes in (losses, scores):
         axes.grid(alpha=0.3)
         axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_overlay(
@@ -63,7 +64,7 @@ def plot_overlay(
             for value in np.unique(mask[mask > 0]):
                 axes.contour(mask == value, levels=[0.5], colors=colour, linewidths=1.2)
         axes.set(title=f"{name}, slice {centre[axis]}", xticks=[], yticks=[])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str], path: Path) -> None:
@@ -71,7 +72,7 @@ def plot_confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str], pat
     side = 3 + 0.35 * len(classes)
     figure = Figure(figsize=(side, side), layout="constrained")
     draw_confusion(figure.subplots(), pairs, classes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(axes: Axes, pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> None:
@@ -101,7 +102,7 @@ def plot_pretext(rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], path
         ):
             axes.imshow(part[len(part) // 2], cmap="gray", vmin=least, vmax=most, interpolation="nearest")
             axes.set(title=title, xticks=[], yticks=[])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _fullest_slice(mask: np.ndarray, axis: int) -> int:
@@ -110,6 +111,11 @@ def _fullest_slice(mask: np.ndarray, axis: int) -> int:
     return int(counts.argmax()) if counts.any() else mask.shape[axis] // 2
 
 
-def _save(figure: Figure, path: Path) -> None:
-    with written_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=110)
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure, as its suffix says; an SVG keeps its words as words and is the same each time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "medi3d"}
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    with written_aside(path) as aside, matplotlib.rc_context(settings):
+        figure.savefig(aside, format=path.suffix[1:], dpi=110, metadata=metadata)
+    return path

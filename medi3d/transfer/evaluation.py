@@ -19,8 +19,10 @@ from medi3d.engine.files import write_table
 from medi3d.engine.log import console, log
 from medi3d.engine.metrics import Row, dice_scores, surface_scores, top_k
 from medi3d.engine.plots import plot_confusion, plot_overlay
-from medi3d.errors import ConfigError, DataError
+from medi3d.errors import ConfigError, DataError, WeightsError
+from medi3d.transfer.building import make_network, make_task
 from medi3d.transfer.experiment import ClassificationExperiment, Experiment, SegmentationExperiment
+from medi3d.transfer.filters import first_kernel, plot_filters_over_time
 from medi3d.transfer.postprocessing import decide, keep_largest, write_largest
 from medi3d.transfer.predictor import Predictor, load_members, segment
 from medi3d.transfer.report import write_report
@@ -94,7 +96,17 @@ def _judge_clips(
     rows = [_judge_clip(predictor, experiment.data, clip, listed.classes) for clip in _watched(clips)]
     pairs = [(row["label"], row["predicted"]) for row in rows]
     plot_confusion(pairs, listed.classes, plots / "confusion.png")
+    _draw_filters(predictor, plots)
     return rows
+
+
+def _draw_filters(predictor: Predictor, plots: Path) -> None:
+    try:
+        before = make_network(predictor.experiment, make_task(predictor.experiment))
+    except WeightsError as error:  # the run may have come from a machine that had them
+        log.info(f"no picture of the filters: {error}")
+        return
+    plot_filters_over_time(first_kernel(before), first_kernel(predictor.network), plots / "filters.png")
 
 
 def _judge_clip(predictor: Predictor, settings: ClipSettings, clip: Clip, classes: Sequence[str]) -> Row:

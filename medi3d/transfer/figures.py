@@ -6,28 +6,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from medi3d.engine.files import written_aside
+from medi3d.engine.plots import save_figure
 from medi3d.transfer.grid import Point
 from medi3d.transfer.results import Finding, Results
 
 STYLES = {"full": "-", "fixed": "--", "original": "-"}
 VERDICTS = {"better": "#116329", "worse": "#a40e26", "no difference seen": "#6e7781"}
 MOST_PANELS = 8
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure, as its suffix says; an SVG keeps its words as words and is the same each time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "medi3d"}
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    with written_aside(path) as aside, matplotlib.rc_context(settings):
-        figure.savefig(aside, format=path.suffix[1:], dpi=110, metadata=metadata)
-    return path
 
 
 def plot_effects(results: Results, path: Path) -> Path:
@@ -44,7 +33,7 @@ def plot_effects(results: Results, path: Path) -> Path:
     axes.set_ylim(len(findings) - 0.5, -0.5)
     axes.set_xlabel(f"difference to the reference, {results.measure.points} (95 % interval)")
     axes.grid(axis="x", alpha=0.3)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_label_curves(results: Results, path: Path) -> Path:
@@ -111,7 +100,7 @@ def plot_scatter(results: Results, path: Path) -> Path:
         )
         axes.set_xlabel(finding.reference.arm)
         axes.set_aspect("equal")
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def _panels(results: Results, draw: Callable[[Axes, Sequence[Point]], None], path: Path) -> Path:
@@ -131,7 +120,7 @@ def _panels(results: Results, draw: Callable[[Axes, Sequence[Point]], None], pat
         axes.set_title(f"{group}, {budget}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def _by_series(points: Sequence[Point]) -> dict[str, list[Point]]:

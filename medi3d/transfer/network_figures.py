@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from medi3d.datasets.clips import Clip, ClipSettings, load_clip
 from medi3d.datasets.cohort import Case, load_case
 from medi3d.datasets.volumes import load_image
-from medi3d.engine.plots import PREDICTION, REFERENCE, draw_confusion
+from medi3d.engine.plots import PREDICTION, REFERENCE, draw_confusion, save_figure
 from medi3d.transfer.building import make_network, make_task
-from medi3d.transfer.figures import save
+from medi3d.transfer.filters import first_kernel
 from medi3d.transfer.grid import Cell, Point
 from medi3d.transfer.norms import batch_norms
 from medi3d.transfer.prediction import Predictor
@@ -67,7 +67,7 @@ def plot_cases(results: Results, pair: tuple[Trained, Trained], path: Path) -> P
         for axes, trained, scores in zip(line, pair, dice, strict=True):
             _draw_case(axes, trained, cases[name])
             axes.set_title(f"{word}: {name}\n{trained.name}: Dice {scores[name]:.3f}", size=10)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_confusions(results: Results, pair: tuple[Trained, Trained], path: Path) -> Path:
@@ -80,7 +80,7 @@ def plot_confusions(results: Results, pair: tuple[Trained, Trained], path: Path)
         right = sum(one == other for one, other in pairs)
         draw_confusion(axes, pairs, make_task(trained.cell.experiment).classes)
         axes.set_title(f"{trained.name}: {right} of {len(pairs)}", size=10)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_case(axes: Axes, trained: Trained, case: Case) -> None:
@@ -100,7 +100,7 @@ def _draw_case(axes: Axes, trained: Trained, case: Case) -> None:
 def plot_filters(pair: tuple[Trained, Trained], path: Path) -> Path:
     """The middle slice of the strongest filters of the first layer, before and after training."""
     rows = [
-        (f"{trained.name}, {when}", _first_kernel(network))
+        (f"{trained.name}, {when}", first_kernel(network))
         for trained in pair
         for when, network in (("before", trained.before), ("after", trained.after.network))
     ]
@@ -115,14 +115,7 @@ def plot_filters(pair: tuple[Trained, Trained], path: Path) -> Path:
         for axes in line:
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(words.replace(", ", "\n"), rotation=0, ha="right", va="center", size=9)
-    return save(figure, path)
-
-
-def _first_kernel(network: Any) -> Tensor:
-    """Weights `(out, in, D, H, W)` of the encoder's first layer that has a kernel."""
-    weights = (p for p in network.encoder.parameters() if p.dim() in (4, 5) and max(p.shape[2:]) > 1)
-    kernel = next(weights).detach().float().cpu()
-    return kernel if kernel.dim() == 5 else kernel[:, :, None]
+    return save_figure(figure, path)
 
 
 def plot_drift(pair: tuple[Trained, Trained], path: Path) -> Path:
@@ -146,7 +139,7 @@ def plot_drift(pair: tuple[Trained, Trained], path: Path) -> Path:
             axes.legend()
         else:
             axes.text(0.5, 0.5, "no batch norm", ha="center", transform=axes.transAxes)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 @torch.no_grad()
