@@ -53,7 +53,7 @@ ORGANS = {1: 900, 2: -700, 3: 300, 4: 150, 5: -300, 6: 600}
 """Label -> HU of the organs in the synthetic CT; its body has 0, the air around it -1000."""
 NOISE = 40
 WINDOW = [-1000, 1000]
-WINDOWS = {"prediction": (64, 64, 64), "memory": (128, 128, 128)}
+WINDOWS = {"prediction": (48, 48, 48), "memory": (128, 128, 128)}
 FILTERS = {"prediction": (8, 16, 32), "memory": (4, 8, 16)}
 SETS = {
     "Hippocampus": ("Task04_Hippocampus", "MR", (1.0, 1.0, 1.0)),
@@ -298,7 +298,7 @@ def network(filters: Sequence[int]) -> torch.nn.Module:
     from monai.networks.nets import DynUNet
 
     torch.manual_seed(0)
-    return DynUNet(3, 1, len(ORGANS) + 1, [3, 3, 3], [1, 2, 2], [2, 2], filters=filters)
+    return DynUNet(3, 1, len(ORGANS) + 1, [3, 3, 3], [1, 2, 2], [2, 2], filters=filters, norm_name="batch")
 
 
 def trained(filters: Sequence[int], steps: int = 150) -> torch.nn.Module:
@@ -368,15 +368,16 @@ def nnunet_predictor(net: torch.nn.Module, window: Sequence[int], spacing: Seque
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:
-    """The lowest of the labels' Dice."""
+    """The lowest Dice of the labels that either has."""
     pairs = [(first == number, second == number) for number in ORGANS]
-    return min(2 * float((a & b).sum()) / max(1.0, float(a.sum() + b.sum())) for a, b in pairs)
+    sums = [(float((a & b).sum()), float(a.sum() + b.sum())) for a, b in pairs]
+    return min(2 * both / either for both, either in sums if either)
 
 
 @app.command()
 def prediction(
     peers: Peers = None,
-    edge: Annotated[int, typer.Option(min=64, help="Of the volume, voxels.")] = 160,
+    edge: Annotated[int, typer.Option(min=64, help="Of the volume, voxels.")] = 120,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     out: Out = None,
 ) -> None:
@@ -482,6 +483,8 @@ def memory(
     """Peak memory and time from a scan's file to the file of its mask, 6 labels."""
     import SimpleITK as sitk
 
+    from medi3d.datasets.files import read_header
+
     grid = list(sides) if spacing == 0 else [spacing] * 3
     folder.mkdir(parents=True, exist_ok=True)
     weights, scan = folder / "weights.pt", folder / "scan.nii"
@@ -503,7 +506,8 @@ def memory(
         command += ["--limit", str(limit), *(["--peers", str(peers)] if peers else [])]
         began = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        row: dict[str, Any] = {"shape": shape, "grid": grid, "wall": time.perf_counter() - began}
+        size = read_header(scan).size  # of the scan that is there
+        row: dict[str, Any] = {"size": size, "grid": grid, "wall": time.perf_counter() - began}
         if done.returncode:
             last = (done.stderr.strip() or f"ended with {done.returncode}").splitlines()[-1]
             row["failed"] = f"did not finish within {limit} GB: {last}"
