@@ -6,12 +6,16 @@ together.
 """
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from medi3d.errors import ConfigError
+from medi3d.inflation.rules.convolution import padded_where_short
 
 CHOICES = ("auto", "fp32", "bf16")
 
@@ -21,6 +25,19 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class _RightGradients(TorchFunctionMode):
+    """While active, convolutions whose gradient oneDNN would get wrong are padded by a copy."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.conv3d and len(args) == 7 and not isinstance(args[4], str):  # as nn.Conv3d calls it
+            x, weight, bias, stride, padding, dilation, groups = args
+            x, padding = padded_where_short(x, weight, stride, padding, dilation)
+            args = (x, weight, bias, stride, padding, dilation, groups)
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -42,9 +59,14 @@ class Precision:
             raise ConfigError(f"training.precision: {choice!r} is none of {', '.join(CHOICES)}")
         return cls(device, choice == "bf16" or (choice == "auto" and has_fast_bf16(device)))
 
-    def autocast(self) -> contextlib.AbstractContextManager:
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
         """The context of a forward pass. Losses and metrics belong outside of it, in float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16))
+            if self.bf16 and self.device.type == "cpu" and torch.is_grad_enabled():
+                stack.enter_context(_RightGradients())
+            yield
 
     def place_network(self, network: nn.Module) -> nn.Module:
         """`network` on the device, its 5-D (and 4-D) weights in channels-last memory where that is faster."""

@@ -39,10 +39,39 @@ def convolve(
     aten/src/ATen/native/Convolution.cpp), whose output is not channels-last, so that every layer behind it is
     slow too: forward passes of I3D gain a third.
     """
+    x, padding = padded_where_short(x, weight, stride, padding, dilation)
     if _for_onednn(x, weight):
         return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
     convolution = F.conv2d if x.dim() == 4 else F.conv3d
     return convolution(x, weight, bias, stride, padding, dilation, groups)
+
+
+def padded_where_short(
+    x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Input and padding of a 3D convolution; what is short along depth is padded by a copy.
+
+    With fewer positions along depth than taps, oneDNN on CPUs with bfloat16 leaves a part of the weights'
+    gradient unwritten, and what lay in memory trains the network (seen with torch 2.13: kernel 3 on depth 2,
+    kernel 5 on depth 2 to 4; float32, in-plane axes and inputs that are padded already are right).
+    """
+    if not _is_short(x, weight, stride, padding, dilation):
+        return x, padding
+    return F.pad(x, (0, 0, 0, 0, padding[0], padding[0])), (0, *padding[1:])
+
+
+def _is_short(
+    x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> bool:
+    if x.dim() != 5 or x.device.type != "cpu" or not padding[0]:
+        return False
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return False
+    if x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        return False
+    taps = weight.shape[2]
+    reach = dilation[0] * (taps - 1) + 1
+    return (x.shape[2] + 2 * padding[0] - reach) // stride[0] + 1 < taps
 
 
 def _for_onednn(x: Tensor, weight: Tensor) -> bool:
