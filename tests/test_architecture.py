@@ -16,7 +16,7 @@ LAYERS = {
     "prepare": {"config", "console", "transfer", "engine", "inflation", "datasets"},
     "config": {"transfer"},
     "transfer": {"engine", "models", "weights", "inflation", "datasets"},
-    "engine": set(),
+    "engine": {"inflation"},
     "models": {"weights", "inflation"},
     "weights": {"inflation"},
     "inflation": set(),
