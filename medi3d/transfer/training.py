@@ -157,7 +157,8 @@ def check_folder(experiment: Experiment, folder: Path, checkpoint: Path, resume:
         return
     if not resume:
         raise ConfigError(f"{folder}: holds a run already; go on with --resume, or take another name")
-    there = OmegaConf.load(folder / "config.yaml")
+    defaults = OmegaConf.to_container(OmegaConf.structured(type(experiment)))  # of keys younger than the run
+    there = OmegaConf.merge(defaults, OmegaConf.load(folder / "config.yaml"))
     different = _differences(OmegaConf.to_container(there), _as_container(experiment))
     for key in WITHOUT_EFFECT:
         different.pop(f"training.{key}", None)

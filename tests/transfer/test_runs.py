@@ -9,13 +9,14 @@ import time
 import nibabel as nib
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from medi3d.cli import main
 from medi3d.config import load_config, load_run
 from medi3d.engine.state import read_checkpoint
 from medi3d.errors import ConfigError, DataError, WeightsError
 from medi3d.transfer.evaluation import run_evaluation, summary
-from medi3d.transfer.training import run_training
+from medi3d.transfer.training import check_folder, run_training
 
 
 def rows_of(path):
@@ -105,6 +106,15 @@ def test_a_run_is_not_overwritten(run, config):
         run_training(load_run(run), run)
     with pytest.raises(ConfigError, match=r"started with training.steps: 4, not 5; resume with the config"):
         run_training(load_config(config, ["training.steps=5"]), run, resume=True)
+
+
+def test_a_run_that_is_older_than_a_setting_can_be_resumed(run):
+    experiment, path = load_run(run), run / "config.yaml"
+    given, text = OmegaConf.load(path), path.read_text()
+    del given.training["min_gain"]
+    OmegaConf.save(given, path)
+    check_folder(experiment, run, run / "checkpoints" / "last.pt", resume=True)
+    path.write_text(text)
 
 
 def test_a_finished_run_resumes_to_what_it_was(run):
