@@ -129,8 +129,9 @@ def verify(
     from medi3d.errors import InexactError
     from medi3d.models.artifact import load_artifact
 
-    report = load_artifact(artifact).report.exactness
-    print_proof(report)
+    inflation = load_artifact(artifact).report
+    report = inflation.exactness
+    print_proof(report, inflation.exact_on)
     write_json(json_file, report.to_dict())
     if not report.exact:
         raise InexactError(

@@ -46,11 +46,11 @@ def print_inflation(report: Any) -> None:
     console.print(f"{content['parameters'] / 1e6:.2f} M parameters; {mixing}")
 
 
-def print_proof(report: Any) -> None:
+def print_proof(report: Any, exact_on: str) -> None:
     """One line per level and the conclusion."""
     for number, level in enumerate(report.levels):
         console.print(f"level {number}: {level.channels} channels, error {level.max_rel_error:.1e}")
-    print_verdict(report, "boring")
+    print_verdict(report, exact_on)
 
 
 def print_verdict(proof: Any, exact_on: str) -> None:

@@ -122,6 +122,7 @@ def test_the_known_mistake_is_said_to_be_inexact_and_does_not_verify(medi3d, tmp
     assert "inexact by nature" in out
     code, out, err = medi3d("verify", path)
     assert code == 1
+    assert "inexact by nature" in out
     assert "is not exact" in err
 
 
