@@ -191,6 +191,42 @@ def time_proof(repeats: int) -> dict[str, Any]:
     }
 
 
+def errors_of(network: str, depth: int = 128) -> dict[str, Any]:
+    """Worst max|3D − 2D| / max|2D| over the levels for two images, each repeated along depth, in float64.
+
+    The rival has medi3d's inflated kernels and its own padding: at the first and last position, and at the
+    one in the middle, where it is best. medi3d: at all positions.
+    """
+    import timm_3d
+    import torch
+
+    from medi3d.inflation import inflate
+    from medi3d.models.registry import build_source
+    from medi3d.weights.load import inflate_state
+
+    torch.manual_seed(0)
+    net2d, images = build_source(f"timm:{network}").double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in net2d.parameters():
+            if (parameter == parameter.flatten()[0]).all():  # scales of zero or 1e-6 hide what is behind them
+                parameter += 0.3 * torch.randn_like(parameter)
+        net2d.train()(images)  # norms that know what they see
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rival = timm_3d.create_model(network, in_chans=3, features_only=True).double().eval()
+    inflate_state(net2d.eval(), rival)
+    volumes = images.unsqueeze(2).repeat(1, 1, depth, 1, 1)
+    found: dict[str, Any] = {"network": network, "depth": depth, "timm_3d ends": 0.0, "timm_3d middle": 0.0}
+    with torch.inference_mode():
+        answers, outputs = net2d(images), rival(volumes)
+    for answer, output in zip(answers, outputs, strict=True):
+        apart = (output - answer.unsqueeze(2)).abs().amax(dim=(0, 1, 3, 4)) / answer.abs().max()
+        found["timm_3d ends"] = max(found["timm_3d ends"], float(apart[[0, -1]].max()))
+        found["timm_3d middle"] = max(found["timm_3d middle"], float(apart[len(apart) // 2]))
+    found["medi3d"] = inflate(net2d).report.exactness.max_rel_error
+    return found
+
+
 def show(report: dict[str, Any]) -> None:
     """A table for each pass, and a line on the proof."""
     for which in dict.fromkeys(row["pass"] for row in report["time"]):
@@ -207,6 +243,14 @@ def show(report: dict[str, Any]) -> None:
                 f"{min(row['cpu_ratio_to_faster'].values()):.2f}",
                 *(f"{peaks[c]:.2f}" if peaks else "" for c in CONTENDERS[:2]),
             )
+        console.print(table)
+    if report["error"]:
+        table = Table("network", title="error against the 2D network, boring volumes", title_justify="left")
+        headings = ("timm_3d ends", "timm_3d middle", "medi3d")
+        for heading in headings:
+            table.add_column(heading, justify="right")
+        for row in report["error"]:
+            table.add_row(row["network"], *(f"{row[heading]:.1e}" for heading in headings))
         console.print(table)
     if proof := report["proof"]:
         console.print(
@@ -245,6 +289,7 @@ def main(
         "load": os.getloadavg(),
         "size": size,
         "malloc": malloc,
+        "error": [errors_of(network) for network in networks.split(",")],
         "time": [],
         "memory": [],
         "proof": time_proof(repeats),  # first: the networks leave a heap in pieces
