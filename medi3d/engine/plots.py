@@ -87,7 +87,8 @@ def draw_confusion(axes: Axes, pairs: Sequence[tuple[str, str]], classes: Sequen
     axes.set_yticklabels(classes)
     for (row, column), count in np.ndenumerate(counts):
         if count:
-            axes.text(column, row, str(count), ha="center", va="center")
+            colour = "white" if count > counts.max() / 2 else "black"
+            axes.text(column, row, str(count), color=colour, ha="center", va="center")
 
 
 def plot_pretext(rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
@@ -117,5 +118,5 @@ def save_figure(figure: Figure, path: Path) -> Path:
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "medi3d"}
     metadata = {"Date": None} if path.suffix == ".svg" else None
     with written_aside(path) as aside, matplotlib.rc_context(settings):
-        figure.savefig(aside, format=path.suffix[1:], dpi=110, metadata=metadata)
+        figure.savefig(aside, format=path.suffix[1:], dpi=110, metadata=metadata, bbox_inches="tight")
     return path
