@@ -29,7 +29,7 @@ def plot_filters_over_time(before: Tensor, after: Tensor, path: Path) -> Path:
     Each filter has its time from left to right and its own scale; three channels are shown as RGB.
     """
     panels = {
-        "2D: summed over time": before.sum(dim=2, keepdim=True),
+        "2D": before.sum(dim=2, keepdim=True),
         "before training": before,
         "after training": after,
     }
