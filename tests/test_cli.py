@@ -22,20 +22,6 @@ REPORT = {
 
 
 @pytest.fixture
-def medi3d(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["medi3d", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out = capsys.readouterr()
-        return end.value.code or 0, out.out, out.err
-
-    return run
-
-
-@pytest.fixture
 def made(medi3d, tmp_path):
     """An artifact and the report of its inflation."""
     paths = tmp_path / "net.safetensors", tmp_path / "reports" / "r.json"

@@ -1,12 +1,10 @@
 """Odd and damaged clips through train, classify and features: a result, or one clear line."""
 
-import sys
 import wave
 
 import numpy as np
 import pytest
 
-from medi3d.cli import main
 from medi3d.datasets import frames as frames_module
 from medi3d.models.artifact import save_artifact
 from medi3d.models.encoders import create_encoder
@@ -23,15 +21,12 @@ def artifact(tmp_path_factory):
 
 
 @pytest.fixture
-def medi3d(monkeypatch, capsys):
+def medi3d(medi3d):
     """Run the command line in this process: (exit code, its lines on stderr)."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["medi3d", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        lines = capsys.readouterr().err.splitlines()
-        return end.value.code or 0, [line for line in lines if line.startswith("medi3d: ")]
+        code, _, err = medi3d(*arguments)
+        return code, [line for line in err.splitlines() if line.startswith("medi3d: ")]
 
     return run
 

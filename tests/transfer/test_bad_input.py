@@ -1,27 +1,22 @@
 """Bad input through the command line: one clear line, exit code 1, nothing lost."""
 
-import sys
-
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from medi3d.cli import main
 from tests.transfer.conftest import CONFIG, write_cohort
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys):
+def refused(medi3d):
     """Run the command line; gives the line that it ends with."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["medi3d", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert caught.value.code == 1
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("medi3d: ")]
+        code, _, err = medi3d(*arguments)
+        assert code == 1
+        lines = [line for line in err.splitlines() if line.startswith("medi3d: ")]
         assert len(lines) == 1
         return lines[0]
 

@@ -1,7 +1,6 @@
 """Features: equal to what the layer gives, of clips and of volumes, and never of another axis or layer."""
 
 import re
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -9,26 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from medi3d import cli
 from medi3d.errors import ShapeError, SourceError
 from medi3d.models.artifact import save_artifact
 from medi3d.models.encoders import create_encoder
 from medi3d.models.networks import create_classifier, create_segmenter
 from medi3d.transfer.features import EndPoint, end_point, features_at
-
-
-@pytest.fixture
-def medi3d(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["medi3d", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out = capsys.readouterr()
-        return end.value.code or 0, out.out, out.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,14 @@
 """A prediction that is killed at random, again and again, ends in the files of one that never was."""
 
 import multiprocessing
-import random
-import shutil
-import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+
+from tests.transfer.killing import content, kill_at_random
 
 KILLS, CASES = 20, 8
 
@@ -32,10 +31,6 @@ def predict_all(scans: Path, out: Path) -> None:
     assert len(failed) == 1
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path):
     (tmp_path / "scans").mkdir()
@@ -47,32 +42,13 @@ def test_twenty_kills_change_nothing(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "monai.data.utils", "medi3d.transfer.prediction"])
 
-    def start(out: Path) -> multiprocessing.process.BaseProcess:
+    def start(out: str) -> multiprocessing.process.BaseProcess:
         process = context.Process(target=predict_all, args=(tmp_path / "scans", tmp_path / out))
         process.start()
         return process
 
-    start("warm").join()
-    begun = time.monotonic()
-    undisturbed = start("undisturbed")
-    undisturbed.join()
-    duration = time.monotonic() - begun
-    assert undisturbed.exitcode == 0
-    killed, moment = 0, random.Random(0)
-    for _ in range(KILLS):
-        process = start("killed")
-        process.join(moment.uniform(0, duration))
-        killed += process.is_alive()
-        done = not process.is_alive()
-        process.kill()
-        process.join()
-        for name, data in content(tmp_path / "killed").items():
-            if name.endswith((".nii", ".nii.gz")) and not Path(name).name.startswith("."):
-                assert data == content(tmp_path / "undisturbed")[name], "a partial mask looks complete"
-        if done:
-            shutil.rmtree(tmp_path / "killed")  # all was there: there would be nothing left to kill
-    last = start("killed")
-    last.join()
-    assert last.exitcode == 0
-    assert killed >= KILLS // 4
-    assert content(tmp_path / "killed") == content(tmp_path / "undisturbed")
+    def whole(name: str, data: bytes) -> None:
+        if name.endswith((".nii", ".nii.gz")) and not Path(name).name.startswith("."):
+            assert data == content(tmp_path / "undisturbed")[name], "a partial mask looks complete"
+
+    kill_at_random(start, tmp_path, KILLS, whole)
