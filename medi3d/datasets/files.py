@@ -279,30 +279,58 @@ def _itk_type(dtype: np.dtype) -> np.dtype:
 PLACES = ("offset", "position", "origin", "elementspacing", "elementsize", "transformmatrix", "rotation")
 
 
-def _check_meta_header(path: Path) -> None:
-    """Refuse a MetaImage whose place is no number: ITK would take 0 for it."""
+def _check_meta_header(path: Path) -> tuple[Path, int] | None:
+    """Refuse a MetaImage whose place is no number: ITK would take 0 for it.
+
+    Returns:
+        Where packed voxels are: the file, and the byte that they start at. None where they are not packed.
+    """
+    packed = False
     with path.open("rb") as file:
         for line in iter(lambda: file.readline(4096), b""):
-            key, _, value = line.decode("latin-1").partition("=")
-            key = key.strip().lower()
+            key, _, value = (part.strip() for part in line.decode("latin-1").partition("="))
+            key = key.lower()
+            if key in PLACES and not _finite(value):
+                raise DataError(f"{path}: {key} is {value!r}; finite numbers are needed")
+            if key == "compresseddata":
+                packed = value[:1].lower() in ("t", "y", "1")
             if key == "elementdatafile":
-                return
-            try:
-                finite = key not in PLACES or bool(np.isfinite([float(part) for part in value.split()]).all())
-            except ValueError:
-                finite = False
-            if not finite:
-                raise DataError(f"{path}: {key} is {value.strip()!r}; finite numbers are needed")
+                here = (path, file.tell()) if value.lower() == "local" else (path.parent / value, 0)
+                return here if packed else None
+    return None
+
+
+def _finite(text: str) -> bool:
+    try:
+        return bool(np.isfinite([float(part) for part in text.split()]).all())
+    except ValueError:
+        return False
+
+
+def _check_unpacks(path: Path, start: int, due: int, image: Path) -> None:
+    """Refuse packed voxels, damaged or fewer than `due` bytes: ITK leaves the rest as the memory was."""
+    inflator, count = zlib.decompressobj(zlib.MAX_WBITS | 32), 0  # zlib's or gzip's header, as ITK takes both
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            while not inflator.eof and (chunk := file.read(1 << 20)):
+                count += len(inflator.decompress(chunk))
+    except (OSError, zlib.error) as error:
+        raise DataError(f"{image}: damaged or not readable: packed voxels: {error}") from error
+    if count < due:
+        raise DataError(f"{image}: damaged: its packed voxels hold {count} bytes; {due} are due")
 
 
 def _read_itk(path: Path) -> list[sitk.Image]:
-    if suffix_of(path) in (".mha", ".mhd"):
-        _check_meta_header(path)
+    packed = _check_meta_header(path) if suffix_of(path) in (".mha", ".mhd") else None
     try:
         with quiet_itk():
             image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise DataError(f"{path}: damaged or not readable: {last_line(error)}") from error
+    if packed:
+        values = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel()
+        _check_unpacks(*packed, values * image.GetSizeOfPixelComponent(), path)
     if image.GetNumberOfComponentsPerPixel() > 1:
         count = image.GetNumberOfComponentsPerPixel()
         channels = [sitk.VectorIndexSelectionCast(image, index) for index in range(count)]

@@ -5,6 +5,7 @@ The network is a threshold, so that the right mask is known.
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -276,7 +277,6 @@ BAD_MHAS = {
     "singular matrix": {"TransformMatrix": "0 0 0 0 1 0 0 0 1"},
     "NaN offset": {"Offset": "nan 4 5"},
     "data file missing": {"ElementDataFile": "nowhere.raw"},
-    "not packed as it says": {"CompressedData": "True"},
     "two channels": {"ElementNumberOfChannels": "2", "DimSize": "7 3 5"},
     "text": {"NDims": "three"},
 }
@@ -285,6 +285,34 @@ BAD_MHAS = {
 @pytest.mark.parametrize("name", BAD_MHAS)
 def test_mhas_that_are_refused(name, tmp_path):
     refused(mha(tmp_path, **BAD_MHAS[name]), tmp_path, "")
+
+
+PACKED = zlib.compress(VALUES.T.tobytes())
+BAD_PACKING = {
+    "not packed": VALUES.T.tobytes(),
+    "cut": PACKED[:-40],
+    "a bit turned": PACKED[:200] + bytes([PACKED[200] ^ 16]) + PACKED[201:],
+    "too few voxels": zlib.compress(VALUES.T.tobytes()[:-4]),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("name", BAD_PACKING)
+@pytest.mark.parametrize("apart", [False, True], ids=["local", "own file"])
+def test_packed_mhas_that_are_refused(name, apart, tmp_path):
+    """ITK reads each as if it were whole, the voxels as the memory happens to be."""
+    if apart:
+        (tmp_path / "scan.zraw").write_bytes(BAD_PACKING[name])
+    place = {"data": b"", "ElementDataFile": "scan.zraw"} if apart else {"data": BAD_PACKING[name]}
+    refused(mha(tmp_path, CompressedData="True", **place), tmp_path, "")
+
+
+@pytest.mark.parametrize("pack", [zlib.compress, gzip.compress], ids=["zlib", "gzip"])
+def test_packed_mhas_that_are_right(pack, tmp_path):
+    packed = pack(VALUES.T.tobytes())
+    path = mha(tmp_path, packed, CompressedData="True", CompressedDataSize=str(len(packed)))
+    mask = sitk.ReadImage(str(predict(path, tmp_path / "masks")))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(mask).T, bright(VALUES))
 
 
 @pytest.mark.parametrize(
