@@ -6,13 +6,15 @@
 
 The reference is piergiaj/pytorch-i3d's architecture and padding, stated again below: `nn.Conv3d` without
 padding behind an explicit `F.pad`, `nn.BatchNorm3d` (eps 1e-3), ReLU, zero-padded max-pools. Both run the
-trunk up to Mixed_5c; forward in eval mode without gradients, forward-backward in train mode. The port is in
+trunk up to Mixed_5c; forward in eval mode, clip after clip as the engine evaluates (bf16 copies of weights
+stay from clip to clip), forward-backward in train mode. The port is in
 float32 and default memory, as published; medi3d in channels-last memory, in float32 and in bf16. Both see
 each clip in turn in one process, so that what else the machine does meets both alike; reported are medians
 of the seconds on the clock and of the CPU seconds of all threads, and their ratios.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
@@ -25,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medi3d.engine.precision import Precision
+from medi3d.engine.precision import Precision, evaluating
 from medi3d.errors import WeightsError
 from medi3d.inflation import KernelPlan
 from medi3d.inflation.network import build
@@ -138,7 +140,7 @@ class Figure:
 
 
 def forward(network: nn.Module, clip: Tensor, precision: Precision) -> Tensor:
-    with torch.inference_mode(), precision.autocast():
+    with precision.autocast():
         out = network(clip)
     return out[-1] if isinstance(out, list) else out
 
@@ -165,17 +167,19 @@ def compare(reference: nn.Module, ours: nn.Module, size: str, repeats: int) -> l
     figures = []
     for name in GOALS:
         fast = Precision(plain.device, bf16=name == "bf16")
-        network = in_channels_last(build_like(ours))
+        network = fast.place_network(build_like(ours)) if fast.bf16 else in_channels_last(build_like(ours))
         share_weights(reference, ours)  # the training passes below change the norms' statistics
         placed = Precision.lay_out(clip)
         reference.eval(), network.eval()
-        expected, found = forward(reference, clip, plain), forward(network, placed, fast).float()
+        with evaluating():
+            expected, found = forward(reference, clip, plain), forward(network, placed, fast).float()
         difference = float((found - expected).norm() / expected.norm())
         for what, run in (("forward", forward), ("forward-backward", forward_backward)):
             reference.train(what != "forward"), network.train(what != "forward")
             theirs, mine = partial(run, reference, clip, plain), partial(run, network, placed, fast)
-            theirs(), mine()  # first runs choose kernels and take memory
-            times = [(timed(theirs), timed(mine)) for _ in range(repeats)]
+            with evaluating() if what == "forward" else contextlib.nullcontext():
+                theirs(), mine()  # first runs choose kernels and take memory
+                times = [(timed(theirs), timed(mine)) for _ in range(repeats)]
             (wall_a, cpu_a), (wall_b, cpu_b) = (
                 [statistics.median(column) for column in zip(*side_, strict=True)]
                 for side_ in zip(*times, strict=True)

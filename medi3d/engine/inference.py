@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from medi3d.axes import DEPTH, HEIGHT, WIDTH, Triple
-from medi3d.engine.precision import Precision
+from medi3d.engine.precision import Precision, evaluating
 
 AXES = {"depth": DEPTH, "height": HEIGHT, "width": WIDTH}
 
@@ -162,7 +162,7 @@ def placed(network: nn.Module, precision: Precision) -> Network:
     return run
 
 
-@torch.inference_mode()
+@evaluating()
 def predict(image: Tensor, network: nn.Module, inferer: Inferer, precision: Precision) -> Tensor:
     """Logits `(classes, ...)`, on the CPU, of one image `(C, D, H, W)`."""
     return inferer(image[None], placed(network, precision))[0].float().cpu()
@@ -176,7 +176,7 @@ def slabs_of(image: Tensor, network: Network, inferer: Inferer) -> Iterator[Tens
         yield inferer(image[None], network)[0]
 
 
-@torch.inference_mode()
+@evaluating()
 def predict_labels(image: Tensor, network: Network, inferer: Inferer) -> np.ndarray:
     """Label map `(D, H, W)` of uint8: for one volume `(C, D, H, W)`, the class with the highest logit."""
     slabs = slabs_of(image, network, inferer)

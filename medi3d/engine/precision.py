@@ -8,11 +8,10 @@ together.
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from medi3d.errors import ConfigError
 from medi3d.inflation.rules.convolution import padded_where_short
@@ -27,17 +26,29 @@ def has_fast_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-class _RightGradients(TorchFunctionMode):
-    """While active, convolutions whose gradient oneDNN would get wrong are padded by a copy."""
+class RightConv3d(nn.Conv3d):
+    """`nn.Conv3d`, padded by a copy where oneDNN would get its gradients wrong: `padded_where_short`."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.conv3d and len(args) == 7 and not isinstance(args[4], str):  # as nn.Conv3d calls it
-            x, weight, bias, stride, padding, dilation, groups = args
-            x, padding = padded_where_short(x, weight, stride, padding, dilation)
-            args = (x, weight, bias, stride, padding, dilation, groups)
-        return func(*args, **(kwargs or {}))
+    def forward(self, input: Tensor) -> Tensor:
+        """As `nn.Conv3d`."""
+        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        padding = [one // 2 for one in reach] if self.padding == "same" else self.padding
+        copied = self.padding_mode != "zeros" or (self.padding == "same" and any(one % 2 for one in reach))
+        if copied or isinstance(padding, str):
+            return super().forward(input)
+        x, pads = padded_where_short(input, self.weight, self.stride, tuple(padding), self.dilation)
+        return F.conv3d(x, self.weight, self.bias, self.stride, pads, self.dilation, self.groups)
+
+
+@contextlib.contextmanager
+def evaluating() -> Iterator[None]:
+    """No gradients, and weights that stay as they are: each is turned into bf16 once, not in every pass.
+
+    Autocast forgets its copies where its outermost context ends, so there is one more around; under
+    `torch.inference_mode` it would keep none.
+    """
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        yield
 
 
 @dataclass(frozen=True)
@@ -59,14 +70,9 @@ class Precision:
             raise ConfigError(f"training.precision: {choice!r} is none of {', '.join(CHOICES)}")
         return cls(device, choice == "bf16" or (choice == "auto" and has_fast_bf16(device)))
 
-    @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
+    def autocast(self) -> torch.autocast:
         """The context of a forward pass. Losses and metrics belong outside of it, in float32."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16))
-            if self.bf16 and self.device.type == "cpu" and torch.is_grad_enabled():
-                stack.enter_context(_RightGradients())
-            yield
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def place_network(self, network: nn.Module) -> nn.Module:
         """`network` on the device, its 5-D (and 4-D) weights in channels-last memory where that is faster."""
@@ -74,6 +80,9 @@ class Precision:
         if self.bf16:
             for parameter in network.parameters():
                 parameter.data = self.lay_out(parameter.data)
+            for module in network.modules():
+                if type(module) is nn.Conv3d and self.device.type == "cpu":
+                    module.__class__ = RightConv3d  # of the same state; hooks and optimizers stay as they are
         return network
 
     def place(self, tensor: torch.Tensor) -> torch.Tensor:

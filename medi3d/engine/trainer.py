@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from medi3d.engine import distributed
 from medi3d.engine.metrics import Row
-from medi3d.engine.precision import Precision
+from medi3d.engine.precision import Precision, evaluating
 from medi3d.engine.settings import TrainingSettings
 from medi3d.engine.state import TrainingState
 from medi3d.engine.task import Task
@@ -106,17 +106,19 @@ def build_trainer(
 def build_evaluator(
     task: Task, network: nn.Module, loader: DataLoader, precision: Precision
 ) -> SupervisedEvaluator:
-    """An engine that predicts the cases of `loader`; `.state.output["rows"]` has a row for each case."""
+    """An engine that predicts the cases of `loader`, for `evaluate`.
+
+    `.state.output["rows"]` has a row for each case.
+    """
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
         image, target = task.prepare_batch(batch, precision)
         network.eval()
-        with torch.inference_mode():
-            with precision.autocast():
-                logits = task.inferer(image, network)
-            loss = float(task.loss(logits, target))
-            pred = task.postprocess(logits)
-            rows = task.metrics(pred, target)
+        with precision.autocast():
+            logits = task.inferer(image, network)
+        loss = float(task.loss(logits, target))
+        pred = task.postprocess(logits)
+        rows = task.metrics(pred, target)
         named = zip(batch["name"], rows, strict=True)
         return {"rows": [{"name": name, "loss": loss, **row} for name, row in named]}
 
@@ -134,9 +136,8 @@ def build_evaluator(
 def evaluate(evaluator: SupervisedEvaluator) -> list[Row]:
     """Run `evaluator` in every process; each gets the rows of all cases, ordered by name."""
     rows: list[Row] = []
-    with evaluator.add_event_handler(
-        Events.ITERATION_COMPLETED, lambda e: rows.extend(e.state.output["rows"])
-    ):
+    collect = Events.ITERATION_COMPLETED, lambda e: rows.extend(e.state.output["rows"])
+    with evaluating(), evaluator.add_event_handler(*collect):
         if evaluator.state.epoch_length:  # a process may have no case where there are few
             evaluator.run()
     everyone = [row for part in distributed.gather(rows) for row in part]

@@ -19,6 +19,7 @@ from medi3d.engine.files import write_table
 from medi3d.engine.log import console, log
 from medi3d.engine.metrics import Row, dice_scores, surface_scores, top_k
 from medi3d.engine.plots import plot_confusion, plot_overlay
+from medi3d.engine.precision import evaluating
 from medi3d.errors import ConfigError, DataError, WeightsError
 from medi3d.transfer.building import make_network, make_task
 from medi3d.transfer.experiment import ClassificationExperiment, Experiment, SegmentationExperiment
@@ -83,6 +84,7 @@ def _judge_volumes(predictors: Sequence[Predictor], split: str, plots: Path) -> 
     return rows
 
 
+@evaluating()
 def _judge_clips(
     predictor: Predictor, experiment: ClassificationExperiment, split: str, plots: Path
 ) -> list[Row]:

@@ -22,7 +22,7 @@ from medi3d.engine.inference import (
     predict_labels,
     slabs_of,
 )
-from medi3d.engine.precision import Precision
+from medi3d.engine.precision import Precision, evaluating
 from medi3d.engine.state import load_network
 from medi3d.errors import ConfigError
 from medi3d.transfer.building import make_network, make_task
@@ -138,7 +138,7 @@ class Segmentation:
     confidence: list[float]
 
 
-@torch.inference_mode()
+@evaluating()
 def segment(predictors: Sequence[Predictor], images: Sequence[LoadedImage]) -> Segmentation:
     """The mask by the mean of the probabilities of all predictors.
 

@@ -78,7 +78,8 @@ class MaxPoolRule(PoolRule):
         if options is not None:
             volume = split_depth(x, self.fold.batch, self.multiplicity)
             out = F.max_pool3d(volume, (self.depth.kernel, *self.kernel_2d), **options)
-            return merge_depth(out, self.fold.batch, self.multiplicity)
+            # Autocast pools in float32; a maximum of bf16 is one, and each branch behind would turn it anew.
+            return merge_depth(out.to(x.dtype), self.fold.batch, self.multiplicity)
         if self.same and self.dilation_2d == (1, 1):
             with self.fold.pooling():
                 x = F.max_pool2d(
