@@ -3,22 +3,25 @@
     python scripts/monai_ct.py --root ../shared/data/OpenKBP_HeadNeckCT --steps 500
 
 The cohort is OpenKBP (data/cards/openkbp.md) in the layout of the Medical Segmentation Decathlon; any
-other CT in that layout will do. Prints the mean Dice of the cases held back.
+other CT in that layout will do. Prints the Dice of the cases held back. With --plain the network is MONAI's
+own U-Net, from scratch: what medi3d is to be compared with, all else equal.
 """
 
 import argparse
 import json
 import logging
+import time
 from pathlib import Path
 
 import numpy
 import torch
-from ignite.engine import Events
-from monai.data import DataLoader, Dataset, load_decathlon_datalist
+from ignite.engine import Engine, Events
+from monai.data import CacheDataset, DataLoader, Dataset, load_decathlon_datalist
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import MeanDice, StatsHandler, ValidationHandler, from_engine
 from monai.inferers import SlidingWindowInferer
 from monai.losses import DiceCELoss
+from monai.networks.nets import UNet
 from monai.transforms import (
     AsDiscreted,
     Compose,
@@ -41,7 +44,9 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--weights", default=None, help="kinetics400/i3d-rgb, file:PATH, ...; scratch if not given"
     )
+    parser.add_argument("--plain", action="store_true", help="MONAI's own U-Net instead")
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--cpu-seconds", type=float, default=0.0, help="ends training early; 0: no limit")
     parser.add_argument("--cases", type=int, default=0, help="cases in all; 0: as many as there are")
     parser.add_argument("--held-out", type=int, default=15, help="cases for validation")
     parser.add_argument("--patch", type=int, nargs=3, default=[64, 64, 64], help="depth, height, width")
@@ -80,12 +85,16 @@ def main() -> None:
     order = numpy.random.default_rng(0).permutation(len(cases))  # as configs/segmentation/openkbp_i3d.yaml
     held, kept = ([cases[i] for i in part] for part in (order[: args.held_out], order[args.held_out :]))
 
-    network = medi3d.create_segmenter(  # medi3d, line 2
-        "inception_v1", weights=args.weights, levels=4, num_classes=len(labels)
-    ).to(device)
+    if args.plain:  # as in MONAI's tutorial of spleen_segmentation_3d
+        network = UNet(3, 1, len(labels), (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2, norm="batch")
+    else:
+        network = medi3d.create_segmenter(  # medi3d, line 2
+            "inception_v1", weights=args.weights, levels=4, num_classes=len(labels)
+        )
+    network = network.to(device)
 
     batches = DataLoader(
-        Dataset(kept, transforms(args.patch, training=True)),
+        CacheDataset(kept, transforms(args.patch, training=True), progress=False),
         batch_size=args.batch_size,
         shuffle=True,
     )
@@ -118,13 +127,25 @@ def main() -> None:
             StatsHandler(tag_name="loss", output_transform=from_engine("loss", first=True)),
         ],
     )
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=args.steps), lambda engine: engine.terminate())
+    begun = time.process_time()
+
+    def end(engine: Engine) -> None:
+        used_up = args.cpu_seconds and time.process_time() - begun >= args.cpu_seconds
+        if used_up or engine.state.iteration >= args.steps:
+            engine.terminate()
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, end)
     trainer.run()
+    used, steps = time.process_time() - begun, trainer.state.iteration
     evaluator.run()
     dice = evaluator.state.metrics["dice"]
-    print(f"mean Dice of {len(held)} cases after {args.steps} steps: {dice:.4f}")
+    each = evaluator.state.metric_details["dice"].nanmean(dim=0).tolist()  # (cases, organs), NaN: not there
+    organs = dict(zip([labels[number] for number in sorted(labels, key=int)][1:], each, strict=True))
+    print(f"mean Dice of {len(held)} cases after {steps} steps, {used:.0f} CPU s: {dice:.4f}")
+    print(", ".join(f"{organ} {value:.4f}" for organ, value in organs.items()))
     if args.json is not None:
-        args.json.write_text(json.dumps({"dice": dice, "steps": args.steps, "cases": len(cases)}))
+        found = {"dice": dice, "organs": organs, "steps": steps, "cpu_seconds": used, "cases": len(cases)}
+        args.json.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,12 @@ def test_medi3d_is_two_lines_of_it():
 
 
 @pytest.mark.slow
-def test_it_trains_and_says_the_dice(shared, tmp_path):
+@pytest.mark.parametrize("more", [[], ["--plain"]], ids=["medi3d", "plain"])
+def test_it_trains_and_says_the_dice(more, shared, tmp_path):
     small = ["--steps=1", "--cases=2", "--held-out=1", "--batch-size=1"]
     root = ["--root", str(shared / "OpenKBP_HeadNeckCT"), "--json", str(tmp_path / "dice.json")]
-    command = [sys.executable, str(SCRIPT), *small, *root]
+    command = [sys.executable, str(SCRIPT), *small, *root, *more]
     subprocess.run(command, check=True, capture_output=True, timeout=900)
-    assert 0 <= json.loads((tmp_path / "dice.json").read_text())["dice"] <= 1
+    found = json.loads((tmp_path / "dice.json").read_text())
+    assert 0 <= found["dice"] <= 1
+    assert list(found["organs"]) == ["Brainstem", "SpinalCord", "RightParotid", "LeftParotid", "Mandible"]

@@ -121,7 +121,7 @@ def _series_files(folder: Path) -> list[Path]:
             f"{folder}: {len(series)} DICOM series in one folder, give each its own folder: {found}"
         )
     files = next(iter(series.values()))
-    unread = sorted(path for path in folder.iterdir() if path not in set(files) and _claims_dicom(path))
+    unread = sorted(path for path in folder.iterdir() if path not in set(files) and claims_dicom(path))
     if unread:
         raise DataError(
             f"{unread[0]}: this DICOM file cannot be read and would be left out of the series "
@@ -130,7 +130,16 @@ def _series_files(folder: Path) -> list[Path]:
     return files
 
 
-def _claims_dicom(path: Path) -> bool:
+def holds_dicom(folder: Path) -> bool:
+    """Whether DICOM files lie in the folder itself, readable or not, with suffix or without."""
+    if any(claims_dicom(path) for path in folder.iterdir()):
+        return True
+    with quiet_itk():  # old files lack the mark in front
+        return bool(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
+
+
+def claims_dicom(path: Path) -> bool:
+    """Whether a file says that it is a DICOM slice, by the mark in front or by its suffix."""
     if not path.is_file() or path.name.upper() == "DICOMDIR":
         return False
     with path.open("rb") as file:

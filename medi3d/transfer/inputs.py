@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medi3d.datasets.dicom import claims_dicom, holds_dicom
 from medi3d.datasets.files import ITK, NIFTI, suffix_of
+from medi3d.engine.log import log
 from medi3d.errors import ConfigError, DataError
 
 FORMATS = {"same": "", "nii": ".nii", "nii.gz": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "seg": ""}
@@ -38,7 +40,8 @@ def find_scans(inputs: Sequence[Path], out: Path, channels: int, format: str) ->
     """The scans that paths mean. Where several have one name, that of their folder is put in front.
 
     Args:
-        inputs: files, folders of one DICOM series, or folders of files or of such folders.
+        inputs: files, folders of one DICOM series, or folders of files and of such folders; `out` and folders
+            without a scan are left out of these, the latter with a line in the log.
         out: folder of the masks.
         channels: of a case; if several, files NAME_0000, NAME_0001, ... are one case (nnU-Net's layout).
         format: of the masks, see `FORMATS`.
@@ -47,7 +50,8 @@ def find_scans(inputs: Sequence[Path], out: Path, channels: int, format: str) ->
         ConfigError: two scans would write one mask, or a mask would replace its scan.
         DataError: a folder holds slices of a series and volumes side by side.
     """
-    cases = _grouped([path for given in inputs for path in _expanded(given)], channels)
+    paths = [path for given in inputs for path in (given.is_dir() and _scans_in(given, out)) or [given]]
+    cases = _grouped(paths, channels)
     names = [_name(case, channels) for case in cases]
     scans: list[Scan] = []
     for case, short in zip(cases, names, strict=True):
@@ -63,23 +67,24 @@ def find_scans(inputs: Sequence[Path], out: Path, channels: int, format: str) ->
     return scans
 
 
-def _expanded(given: Path) -> list[Path]:
-    """A folder of scans as these scans; anything else as it is."""
-    if not given.is_dir():
-        return [given]
-    entries = sorted(path for path in given.iterdir() if not path.name.startswith("."))
+def _scans_in(folder: Path, out: Path) -> list[Path]:
+    """Volumes and DICOM series in a folder and in those below it; not in `out`, where masks lie."""
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     volumes = [path for path in entries if path.is_file() and suffix_of(path) in NIFTI + ITK]
-    slices = [path for path in entries if path.is_file() and suffix_of(path) in (".dcm", ".ima")]
+    slices = [path for path in entries if path not in volumes and claims_dicom(path)]
     if volumes and slices:
         raise DataError(
-            f"{given}: {volumes[0].name} lies beside DICOM slices such as {slices[0].name}; "
+            f"{folder}: {volumes[0].name} lies beside DICOM slices such as {slices[0].name}; "
             "give the files, or a folder for each"
         )
-    if volumes:
-        return volumes
-    if entries and all(path.is_dir() for path in entries):
-        return [scan for path in entries for scan in _expanded(path)]
-    return [given]
+    scans = volumes or ([folder] if holds_dicom(folder) else [])
+    for below in entries:
+        if below.is_dir() and below.resolve() != out.resolve():
+            found = _scans_in(below, out)
+            if not found:
+                log.warning(f"{below}: no scan in this folder; left out")
+            scans = scans + found
+    return scans
 
 
 def _grouped(paths: Sequence[Path], channels: int) -> list[tuple[Path, ...]]:

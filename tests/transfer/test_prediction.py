@@ -16,8 +16,10 @@ from medi3d.engine.inference import SlidingWindow, single_forward
 from medi3d.engine.memory import resident_bytes
 from medi3d.engine.precision import Precision
 from medi3d.errors import ConfigError, DataError
+from medi3d.transfer.inputs import find_scans
 from medi3d.transfer.prediction import PredictionOptions, predict_files
 from medi3d.transfer.predictor import Predictor
+from tests.datasets.conftest import write_series  # noqa: F401
 
 
 class Threshold(nn.Module):
@@ -222,6 +224,23 @@ def test_a_folder_with_slices_and_volumes_is_refused(oblique, tmp_path):
     (tmp_path / "slice.dcm").touch()
     with pytest.raises(DataError, match="lies beside DICOM slices"):
         predict(MR, [tmp_path], tmp_path / "masks")
+
+
+def test_volumes_and_the_series_in_folders_beside_them_are_found(oblique, write_series, tmp_path, caplog):  # noqa: F811
+    """With the masks of an earlier run and a folder of something else among them."""
+    folder = tmp_path / "scans"
+    series = write_series([0.0, 3.0, 6.0], folder="ct")
+    for slice_ in series.iterdir():
+        slice_.rename(slice_.with_suffix(""))
+    (folder / "notes").mkdir(parents=True)
+    (folder / "notes" / "read.me").write_text("no scan")
+    series.rename(folder / "ct")
+    (folder / "scan.nii.gz").write_bytes(oblique.read_bytes())
+    out = folder / "masks"
+    for _ in range(2):
+        assert [scan.name for scan in find_scans([folder], out, 1, "same")] == ["scan", "ct"]
+        predict(MR, [folder / "scan.nii.gz"], out)
+    assert "notes: no scan in this folder; left out" in caplog.text
 
 
 @pytest.mark.parametrize(("suffix", "format"), [(".nrrd", "nrrd"), (".mha", "mha"), (".nii", "nii")])
