@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +11,9 @@ import torch.distributed as dist
 from torch import nn
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(hours=24)
+"""How long processes wait for each other: between two folds, the first judges the cases of one alone."""
 
 
 def ranks() -> int:
@@ -42,7 +46,7 @@ def joined_processes() -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield device
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield device
     finally:

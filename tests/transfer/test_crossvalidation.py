@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -183,3 +185,18 @@ def test_interval_of_one_subject_is_unknown():
     )
     assert table[0]["dice"] == pytest.approx(0.6)
     assert np.isnan(table[0]["dice_low"])
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_folds_of_one(run, tmp_path):
+    """They join and part for each fold; one of them judges meanwhile."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*torchrun, "-m", "medi3d", "train", str(run.parent / "tiny.yaml"), *OPTIONS]
+    done = subprocess.run(
+        [*command, "--runs", str(tmp_path)], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("All folds") == 1
+    for two, one in zip(*(rows_of(folder / "cases.csv") for folder in (tmp_path / "tiny", run)), strict=True):
+        assert (two["case"], two["label"], two["fold"]) == (one["case"], one["label"], one["fold"])
+        assert float(two["dice"]) == pytest.approx(float(one["dice"]), abs=0.01)
