@@ -81,7 +81,7 @@ def segmentation(
     )
 
 
-def classification(classes: Sequence[str]) -> Task:
+def classification(classes: Sequence[str], inferer: Inferer = single_forward) -> Task:
     """Tell which of `classes` a clip or volume shows. Target is `(B,)`; the loss is cross entropy.
 
     Logits in training are `(B, classes)`; or `(B, classes, steps)`, where every step names the class, and
@@ -99,7 +99,7 @@ def classification(classes: Sequence[str]) -> Task:
         classes=tuple(classes),
         prepare_batch=image_and_label,
         loss=loss,
-        inferer=single_forward,
+        inferer=inferer,
         postprocess=lambda logits: logits.softmax(dim=1),
         metrics=top_k,
         score="top1",

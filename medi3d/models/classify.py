@@ -10,6 +10,7 @@ from medi3d.inflation.network import build
 from medi3d.inflation.plan import KernelPlan
 from medi3d.models.inception import InceptionV1Classifier
 from medi3d.models.video.figure2 import TwoStream
+from medi3d.models.video.registry import of_any_length
 from medi3d.weights.catalogue import find_weights, get_row, read_classes
 from medi3d.weights.load import load_weights
 
@@ -96,7 +97,7 @@ def classify_clip(
         classes: names in the order of the logits.
         top: how many.
     """
-    logits = network(clip.unsqueeze(0))[0]
+    logits = of_any_length(clip.unsqueeze(0), network)[0]
     logits = logits.mean(dim=1) if logits.dim() == 2 else logits
     probabilities, indices = logits.softmax(dim=0).topk(min(top, len(classes)))
     return [(classes[i], float(p)) for i, p in zip(indices.tolist(), probabilities, strict=True)]

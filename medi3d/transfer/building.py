@@ -9,6 +9,7 @@ from medi3d.engine.pretext import pretext
 from medi3d.engine.task import Task, classification, segmentation
 from medi3d.errors import ConfigError
 from medi3d.models.networks import build_network
+from medi3d.models.video.registry import of_any_length
 from medi3d.transfer.experiment import (
     ClassificationExperiment,
     Experiment,
@@ -28,7 +29,7 @@ def make_task(experiment: Experiment) -> Task:
         overlap = experiment.prediction.overlap
         return segmentation(experiment.data.label_names, window, overlap=overlap, patch=patch)
     if isinstance(experiment, ClassificationExperiment):
-        return classification(read_clip_list(experiment.data).classes)
+        return classification(read_clip_list(experiment.data).classes, of_any_length)
     if isinstance(experiment, PretrainingExperiment):
         patch = to_triple(experiment.data.patch, "data.patch")
         return pretext(experiment.pretext, experiment.network.in_channels, patch)

@@ -100,6 +100,15 @@ def create_video(name: str, *, num_classes: int, in_channels: int | None = None,
     return VIDEO[name](VideoOptions(num_classes, channels, **options))
 
 
+FRAMES_AT_ONCE = 512
+"""Of a longer clip windows of so many frames are judged, so that memory has a bound: about 3 GB at 224 pixels."""
+
+
+def of_any_length(clip: Tensor, classify: Callable[[Tensor], Tensor]) -> Tensor:
+    """Logits in float32 of a clip `(B, C, T, H, W)`, seen whole up to `FRAMES_AT_ONCE` frames."""
+    return over_windows(classify, clip, min(FRAMES_AT_ONCE, clip.shape[2])).float()
+
+
 def over_windows(classify: Callable[[Tensor], Tensor], clip: Tensor, frames: int) -> Tensor:
     """Mean logits over as few windows of `frames` frames as cover a clip, evenly spread.
 

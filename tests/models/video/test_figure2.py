@@ -17,7 +17,7 @@ from medi3d.models.video.figure2 import (
     frames_of,
     stacks_of,
 )
-from medi3d.models.video.registry import over_windows
+from medi3d.models.video.registry import of_any_length, over_windows
 
 
 class Seen(nn.Module):
@@ -95,6 +95,18 @@ def test_windows_cover_a_clip_evenly(length, starts):
 
     over_windows(classify, numbered(length), 16)
     assert seen == starts
+
+
+@pytest.mark.parametrize(("length", "windows"), [(1, [1]), (512, [512]), (513, [512, 512])])
+def test_memory_for_a_clip_has_a_bound(length, windows):
+    seen = []
+
+    def classify(window):
+        seen.append(window.shape[2])
+        return window.mean(dim=2).flatten(1)
+
+    of_any_length(torch.zeros(1, 2, length, 1, 1), classify)
+    assert seen == windows
 
 
 def test_a_clip_shorter_than_a_window_is_refused():
