@@ -101,7 +101,7 @@ def create_video(name: str, *, num_classes: int, in_channels: int | None = None,
 
 
 FRAMES_AT_ONCE = 512
-"""Of a longer clip windows of so many frames are judged, so that memory has a bound: about 3 GB at 224 pixels."""
+"""A longer clip is judged by windows of so many frames: memory has a bound, about 4 GB at 224 pixels."""
 
 
 def of_any_length(clip: Tensor, classify: Callable[[Tensor], Tensor]) -> Tensor:
