@@ -13,7 +13,7 @@ from torch import nn
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=24)
-"""How long processes wait for each other: between two folds, the first judges the cases of one alone."""
+"""How long processes wait for each other: the first one judges the cases of a fold alone."""
 
 
 def ranks() -> int:

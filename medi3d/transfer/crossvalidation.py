@@ -1,11 +1,11 @@
 """Cross-validation: every fold trained in turn, every case judged by the network that has not seen it."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from medi3d.datasets.cohort import read_cohort
+from medi3d.engine import distributed
 from medi3d.engine.files import read_table, write_table, written_aside
 from medi3d.engine.log import log
 from medi3d.engine.metrics import Row
@@ -35,18 +35,19 @@ def run_folds(experiment: Experiment, folder: Path, *, resume: bool = False) -> 
     """
     folds = members(experiment, folder)
     check_folder(experiment, folder, folds[0][1] / "checkpoints" / "last.pt", resume)
-    first = int(os.environ.get("RANK", 0)) == 0  # of torchrun's processes, one writes
-    if first:
-        start_folder(experiment, folder)
-    for number, (fold, place) in enumerate(folds):
-        if (place / FINISHED).is_file():
-            log.info(f"fold {number} of 0 to {len(folds) - 1}: finished already")
-            continue
-        log.info(f"fold {number} of 0 to {len(folds) - 1}")
-        row = run_training(fold, place, resume=True)
+    with distributed.joined_processes():  # once: joining anew for each fold, they miss each other
+        first = distributed.is_writer()
         if first:
-            with written_aside(place / FINISHED) as aside:
-                aside.write_text(json.dumps(row, indent=2) + "\n")
+            start_folder(experiment, folder)
+        for number, (fold, place) in enumerate(folds):
+            if (place / FINISHED).is_file():
+                log.info(f"fold {number} of 0 to {len(folds) - 1}: finished already")
+                continue
+            log.info(f"fold {number} of 0 to {len(folds) - 1}")
+            row = run_training(fold, place, resume=True)
+            if first:
+                with written_aside(place / FINISHED) as aside:
+                    aside.write_text(json.dumps(row, indent=2) + "\n")
     return judge_folds(experiment, folder) if first else []
 
 

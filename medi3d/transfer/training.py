@@ -107,7 +107,8 @@ def _train(
     if not state.finished:
         _introduce(experiment, data, network, precision)
         _run(experiment, task, data, state, precision, frozen, folder)
-    return {**read_table(folder / "metrics.csv")[-1], "best": state.best}
+    last = read_table(folder / "metrics.csv")[-1] if distributed.is_writer() else {}
+    return distributed.gather({**last, "best": state.best})[0]
 
 
 def _run(

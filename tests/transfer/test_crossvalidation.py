@@ -193,7 +193,7 @@ def test_two_processes_make_the_folds_of_one(run, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*torchrun, "-m", "medi3d", "train", str(run.parent / "tiny.yaml"), *OPTIONS]
     done = subprocess.run(
-        [*command, "--runs", str(tmp_path)], capture_output=True, text=True, timeout=600, check=False
+        [*command, "--runs", str(tmp_path)], capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("All folds") == 1
