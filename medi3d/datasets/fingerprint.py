@@ -14,7 +14,7 @@ from scipy import ndimage
 from medi3d.datasets.cohort import Case, load_label
 from medi3d.datasets.files import read_channels
 from medi3d.datasets.geometry import grid_difference, spacing_dhw
-from medi3d.datasets.volumes import VolumeSettings, check_finite, to_array
+from medi3d.datasets.volumes import VolumeSettings, check_finite, constant, to_array
 from medi3d.datasets.workers import process_pool
 from medi3d.errors import DataError, Medi3dError
 
@@ -71,10 +71,13 @@ def examine_case(case: Case, settings: VolumeSettings) -> CaseFacts:
         )
     first = files[0][1]
     for path, channel in files:
-        check_finite(channel, path)
+        check_finite(sitk.Cast(channel, sitk.sitkFloat32), path)  # as training reads it
         if difference := grid_difference(channel, first):
             raise DataError(f"{path}: not on the grid of {files[0][0]}: {difference}")
     arrays = [to_array(sitk.DICOMOrient(channel, "LPS")) for _, channel in files]
+    for (path, _), array in zip(files, arrays, strict=True):
+        if array.min() == array.max():
+            raise DataError(f"{path}: {constant(array)}")
     oriented = sitk.DICOMOrient(first, "LPS")
     labels = _labels(case, settings, first)
     inside = labels > 0 if labels is not None and labels.any() else np.ones(arrays[0].shape, bool)

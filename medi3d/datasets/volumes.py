@@ -258,7 +258,7 @@ def normalise(array: np.ndarray, how: Normalisation) -> np.ndarray:
     if how.method == "zscore":
         spread = float(array.std(dtype=np.float64))
         if spread == 0:
-            raise DataError(_constant(array))
+            raise DataError(constant(array))
         scaled = array.astype(np.float32)
         scaled -= float(array.mean(dtype=np.float64))
         scaled /= spread
@@ -271,7 +271,7 @@ def normalise(array: np.ndarray, how: Normalisation) -> np.ndarray:
         if low == high:  # a small object in a wide background of zeros
             low, high = float(array.min()), float(array.max())
         if low == high:
-            raise DataError(_constant(array))
+            raise DataError(constant(array))
     scaled = array.astype(np.float32)  # one copy, changed in place
     scaled -= low
     scaled *= 2 / (high - low)
@@ -353,5 +353,6 @@ def _pair(key: str, values: Sequence[float]) -> tuple[float, float]:
     return (values[0], values[1])
 
 
-def _constant(array: np.ndarray) -> str:
+def constant(array: np.ndarray) -> str:
+    """What is said of an image that has one value only."""
     return f"every voxel is {array.flat[0]}; an image with contrast is due"
