@@ -1,8 +1,10 @@
 """From an image of any size to a prediction, a few slices at a time: one pass where it fits, else windows."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +15,12 @@ from torch.nn.functional import pad
 from medi3d.axes import DEPTH, HEIGHT, WIDTH, Triple
 from medi3d.engine.precision import Precision, evaluating
 
+T = TypeVar("T")
+
 AXES = {"depth": DEPTH, "height": HEIGHT, "width": WIDTH}
+
+VOXELS_AT_ONCE, WINDOWS_AT_ONCE = 3 * 64**3, 3
+"""Of the windows in one forward pass: larger passes take more memory and, on a CPU, no less time."""
 
 Network = Callable[[Tensor], Tensor]
 
@@ -39,14 +46,19 @@ class SlidingWindow:
     Args:
         size: window in voxels, (D, H, W).
         overlap: share of a window that its neighbour covers too, 0 to 1.
-        windows_at_once: windows in one forward pass.
+        windows_at_once: windows in one forward pass at most; None: 3, fewer where they are large.
         patch: size of the training's patches in voxels; None: the window's.
     """
 
     size: Triple
     overlap: float = 0.5
-    windows_at_once: int = 2
+    windows_at_once: int | None = None
     patch: Triple | None = None
+
+    @property
+    def at_once(self) -> int:
+        """Windows in one forward pass at most."""
+        return self.windows_at_once or min(WINDOWS_AT_ONCE, max(1, VOXELS_AT_ONCE // math.prod(self.size)))
 
     def __call__(self, image: Tensor, network: Network) -> Tensor:
         """Image `(B, C, D, H, W)` -> logits `(B, classes, D, H, W)` in float32."""
@@ -87,8 +99,7 @@ class SlidingWindow:
         ends = [start for start, _ in rows[1:]] + [shape[0]]
         sums = weights = importance = torch.empty(0)
         for (start, row), end in zip(rows, ends, strict=True):
-            for first in range(0, len(row), self.windows_at_once):
-                part = row[first : first + self.windows_at_once]
+            for part in _even_parts(row, self.at_once):
                 depth = slice(start, start + window[0])
                 logits = single_forward(torch.stack([image[:, depth, y, x] for y, x in part]), network)
                 if not len(importance):
@@ -108,6 +119,13 @@ class SlidingWindow:
             for size, extent in zip(window, shape, strict=True)
         )
         return (depth, height, width)
+
+
+def _even_parts(row: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+    """Parts of `most` at most, as equal as can be: torch computes a lone small window 3 times as slowly."""
+    count = math.ceil(len(row) / most)
+    for part in range(count):
+        yield row[len(row) * part // count : len(row) * (part + 1) // count]
 
 
 def _importance(window: Triple, device: torch.device) -> Tensor:
@@ -180,4 +198,4 @@ def slabs_of(image: Tensor, network: Network, inferer: Inferer) -> Iterator[Tens
 def predict_labels(image: Tensor, network: Network, inferer: Inferer) -> np.ndarray:
     """Label map `(D, H, W)` of uint8: for one volume `(C, D, H, W)`, the class with the highest logit."""
     slabs = slabs_of(image, network, inferer)
-    return torch.cat([slab.argmax(dim=0).to(torch.uint8).cpu() for slab in slabs]).numpy()
+    return torch.cat([slab.max(dim=0).indices.to(torch.uint8).cpu() for slab in slabs]).numpy()

@@ -261,7 +261,7 @@ def _batch_of(predictor: Predictor, settings: VolumeSettings) -> tuple[int, ...]
     """Shape of what the network sees at once."""
     inferer = predictor.inferer
     if isinstance(inferer, SlidingWindow):
-        return (inferer.windows_at_once, settings.channels, *inferer.size)
+        return (inferer.at_once, settings.channels, *inferer.size)
     patch: Triple = (settings.patch[0], settings.patch[1], settings.patch[2])
     return (1, settings.channels, *patch)
 

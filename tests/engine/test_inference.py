@@ -47,6 +47,14 @@ def test_windows_are_averaged_as_by_monai(shape, overlap):
         torch.testing.assert_close(SlidingWindow((8, 8, 8), overlap, 3)(image, network), expected)
 
 
+@pytest.mark.parametrize(("size", "seen"), [(8, [2, 3]), (64, [2, 3]), (96, [1] * 5)], ids=str)
+def test_small_windows_are_seen_together_and_none_of_them_alone(size, seen):
+    found = []
+    image = torch.zeros(1, 1, size, size, 3 * size)
+    SlidingWindow((size,) * 3)(image, lambda x: found.append(len(x)) or x)
+    assert found == seen
+
+
 def test_slabs_come_in_order_and_hold_no_more_slices_than_a_window():
     image = torch.randn(1, 30, 9, 9)
     slabs = list(SlidingWindow((8, 8, 8)).slabs(image, lambda x: x))
