@@ -1,5 +1,6 @@
 """The benchmark of volumes compares what it says: same network, same windows, same labels."""
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -9,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "bench_volumes.py"
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("bench_volumes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("volume_rivals")
+
+
+@pytest.fixture
+def prediction(bench):
+    return importlib.import_module("bench_prediction")
 
 
 def test_the_phantom_has_every_organ_at_its_value(bench):
@@ -44,20 +48,25 @@ def test_ratios_are_taken_turn_by_turn(bench):
     assert [len(found[name]["wall"]) for name in "ab"] == [3, 3]
 
 
-def test_medi3d_and_monai_see_the_same_windows(bench, monkeypatch):
+def test_medi3d_and_monai_see_the_same_windows(prediction, monkeypatch):
     net = torch.nn.Conv3d(1, 7, 3, padding=1)
-    monkeypatch.setattr(bench, "nnunet_predictor", lambda *_: None)
-    ways = bench.predictors(net, (8, 8, 8))
+    monkeypatch.setattr(prediction, "nnunet_predictor", lambda *_: None)
+    ways = prediction.predictors(net, (8, 8, 8))
     image = torch.randn(1, 20, 12, 17)
     masks = [ways[name](image) for name in ("medi3d in float32", "MONAI, 1 at once", "MONAI, 4 at once")]
     assert masks[0].shape == image.shape[1:]
     assert all((mask == masks[0]).mean() > 0.999 for mask in masks[1:])
 
 
-def test_missing_peers_are_told_in_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [("bench_preprocessing.py", ["--data", "."]), ("bench_prediction.py", [])],
+    ids=["preprocessing", "prediction"],
+)
+def test_missing_peers_are_told_in_one_line(script, options, tmp_path):
     if importlib.util.find_spec("nnunetv2") is not None:
         pytest.skip("nnU-Net is installed")
-    command = [sys.executable, SCRIPT, "prediction", "--peers", tmp_path]
+    command = [sys.executable, SCRIPTS / script, *options, "--peers", tmp_path]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 1
     assert answer.stderr.count("\n") == 1
