@@ -163,6 +163,12 @@ def _slices_at_once(classes: int, target: sitk.Image) -> int:
     return max(1, SLAB_BYTES // (4 * classes * width * height))
 
 
+def to_lps(image: sitk.Image) -> sitk.Image:
+    """`image` turned to LPS; itself where it is so already, which `DICOMOrient` would copy."""
+    code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+    return image if code == "LPS" else sitk.DICOMOrient(image, "LPS")
+
+
 def turned_like(mask: sitk.Image, original: sitk.Image) -> sitk.Image:
     """A mask whose axes are those of `original` permuted and flipped, turned to have the same axes."""
     code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(original.GetDirection())
@@ -175,7 +181,7 @@ def turned_like(mask: sitk.Image, original: sitk.Image) -> sitk.Image:
 
 def oriented_grid(original: sitk.Image) -> sitk.Image:
     """The grid of `original` turned to LPS, its voxels empty."""
-    return sitk.DICOMOrient(empty_like(original), "LPS")
+    return to_lps(empty_like(original))
 
 
 def empty_like(image: sitk.Image) -> sitk.Image:

@@ -15,7 +15,7 @@ import torch
 
 from medi3d.datasets.files import read_channels, smallest_type
 from medi3d.datasets.geometry import grid_difference, spacing_dhw
-from medi3d.datasets.resampling import empty_like, oriented_grid, resample_labels, turned_like
+from medi3d.datasets.resampling import empty_like, oriented_grid, resample_labels, to_lps, turned_like
 from medi3d.errors import ConfigError, DataError, ShapeError
 
 SPACING_TOLERANCE = 1e-3
@@ -198,7 +198,7 @@ def load_image(paths: Sequence[Path], settings: VolumeSettings) -> LoadedImage:
         if difference:
             raise DataError(f"{path}: not on the grid of {first_path}: {difference}")
         # Turned as it is stored: in a large scan, the fewer arrays of float32 the better.
-        channel = sitk.Cast(sitk.DICOMOrient(channel, "LPS"), sitk.sitkFloat32)
+        channel = sitk.Cast(to_lps(channel), sitk.sitkFloat32)
         check_finite(channel, path)  # as float32, which large numbers do not fit into
         try:
             channel = to_canonical(channel, _triple(settings.spacing))
@@ -235,7 +235,7 @@ def to_canonical(
         spacing: (depth, height, width) in mm; None, or equal within 1e-3 mm, changes no value.
         label: The voxels are label values.
     """
-    oriented = sitk.DICOMOrient(image, "LPS")
+    oriented = to_lps(image)
     if spacing is None or np.allclose(spacing_dhw(oriented), spacing, rtol=0, atol=SPACING_TOLERANCE):
         return oriented
     grid = _regrid(oriented, tuple(reversed(spacing)))
