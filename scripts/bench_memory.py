@@ -119,7 +119,7 @@ def measure(
     folder.mkdir(parents=True, exist_ok=True)
     weights, scan = folder / "weights.pt", folder / "scan.nii"
     if not scan.exists():
-        torch.save(trained(FILTERS, 100).state_dict(), weights)
+        torch.save(trained(FILTERS, 200).state_dict(), weights)
         image = sitk.GetImageFromArray(phantom(shape)[0])
         image.SetSpacing(sides[::-1])
         sitk.WriteImage(image, str(scan))

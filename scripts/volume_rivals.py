@@ -159,34 +159,46 @@ def network(filters: Sequence[int]) -> torch.nn.Module:
 
 
 def trained(filters: Sequence[int], steps: int) -> torch.nn.Module:
-    """`network`, sure of its classes after `steps` steps on small phantoms, in the fastest precision.
+    """`network`, taught its classes in `steps` steps on phantoms, in the fastest precision.
 
-    Phantoms are seen whole: batch norms that see one organ at a time forget what HU it has. They stand still
-    in the last third, so that the network ends as it will be used.
+    First on small ones seen whole: batch norms that see one organ at a time forget what HU it has. Then the
+    norms stand still, patches are cut from larger ones, and background counts as much as organs do, so
+    that borders become sharp.
     """
     from medi3d.engine.precision import Precision
 
     precision = Precision.choose("auto", "cpu")
     net = precision.place_network(network(filters))
-    scans = [[torch.from_numpy(array) for array in phantom((48, 48, 48), seed)] for seed in range(1, 11)]
+    small, large = ([phantom((side,) * 3, seed) for seed in range(1, 9)] for side in (48, 96))
     share = torch.tensor([0.02] + [1.0] * len(ORGANS))  # most of a scan is background
     steepest = torch.optim.Adam(net.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(steepest, 0.01, steps, pct_start=0.1)
-    for step in range(steps):
-        if step == int(0.7 * steps):
-            for module in net.modules():
-                module.train(not isinstance(module, torch.nn.BatchNorm3d))
-        pair = np.random.default_rng(step).choice(len(scans), 2, replace=False)
-        images, labels = (torch.stack([scans[which][part] for which in pair]) for part in (0, 1))
-        with precision.autocast():
-            logits = net(precision.place(images[:, None] / 1000))
-        steepest.zero_grad()
-        torch.nn.functional.cross_entropy(logits.float(), labels.long(), share).backward()
-        steepest.step()
-        schedule.step()
+    for phase, (scans, highest, weights) in enumerate(((small, 0.01, share), (large, 0.004, None))):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(steepest, highest, steps // 2, pct_start=0.1)
+        net.train(phase == 0)
+        for step in range(steps // 2):
+            images, labels = batch(scans, np.random.default_rng([phase, step]))
+            with precision.autocast():
+                logits = net(precision.place(images))
+            steepest.zero_grad()
+            torch.nn.functional.cross_entropy(logits.float(), labels, weights).backward()
+            steepest.step()
+            schedule.step()
     plain = network(filters)  # without what `place_network` did to it
     plain.load_state_dict(net.state_dict())
     return plain.eval()
+
+
+def batch(
+    scans: Sequence[tuple[np.ndarray, np.ndarray]], chance: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two patches of 48 voxels a side: images as the network takes them, and labels."""
+    pairs = []
+    for which in chance.choice(len(scans), 2, replace=False):
+        low = [chance.integers(0, extent - 48, endpoint=True) for extent in scans[which][0].shape]
+        cut = tuple(slice(start, start + 48) for start in low)
+        pairs.append([torch.from_numpy(array[cut]) for array in scans[which]])
+    images, labels = (torch.stack(arrays) for arrays in zip(*pairs, strict=True))
+    return images[:, None] / 1000, labels.long()
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:

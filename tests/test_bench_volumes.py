@@ -41,6 +41,17 @@ def test_the_lowest_dice_counts(bench):
     assert bench.dice(first, other) == 0
 
 
+def test_patches_are_those_of_the_phantom(bench):
+    scans = [bench.phantom((48, 48, 48), seed) for seed in (1, 2)]
+    images, labels = bench.batch(scans, np.random.default_rng(0))
+    assert images.shape == (2, 1, 48, 48, 48)
+    assert sorted(int((label == 1).sum()) for label in labels) == sorted(
+        int((label == 1).sum()) for _, label in scans
+    )
+    inside = 1000 * images[:, 0][labels == 2]
+    assert inside.mean() == pytest.approx(bench.ORGANS[2], abs=bench.NOISE)
+
+
 def test_ratios_are_taken_turn_by_turn(bench):
     seconds = {"a": {"cpu": [1.0, 10.0, 2.0]}, "b": {"cpu": [2.0, 30.0, 4.0]}}
     assert bench.ratio(seconds, "b", "a", "cpu") == 2.0
