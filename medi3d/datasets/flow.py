@@ -13,9 +13,8 @@ import importlib
 import os
 import zipfile
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from medi3d.datasets.frames import pictures_in, read_frames
+from medi3d.datasets.workers import process_pool
 from medi3d.errors import DataError, Medi3dError
 
 LIMIT = 20.0
@@ -144,8 +144,7 @@ def fill_cache(
     missing = [Path(p) for p in paths if not cached_flow(p, cache, **settings).is_file()]
     damaged = []
     work = partial(_fill_one, cache=cache, settings=settings)
-    # Started anew, not forked: threads of torch and OpenCV do not survive a fork.
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    with process_pool(processes) as pool:
         done = {pool.submit(work, path): path for path in missing}
         for number, future in enumerate(as_completed(done), start=1):
             if future.result():

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
-    """So many fresh processes, each gone with its parent."""
+    """So many processes, each gone with its parent; started anew, as threads of torch survive no fork."""
     return ProcessPoolExecutor(workers, get_context("spawn"), watch_parent)
 
 
