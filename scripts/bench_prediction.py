@@ -95,7 +95,7 @@ def prediction(
         net = network(FILTERS).eval()
         net.load_state_dict(torch.load(weights))
     else:
-        net = trained(FILTERS, 500)
+        net = trained(FILTERS, 800)
         if weights is not None:
             torch.save(net.state_dict(), weights)
     ways = predictors(net, WINDOW)
