@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from medi3d.engine.precision import evaluating
 from medi3d.errors import Medi3dError
 
 WORKSPACE = 1.5
@@ -41,10 +41,10 @@ class _LiveTensors(TorchDispatchMode):
         self.live -= size
 
 
-@torch.inference_mode()
+@evaluating()
 def forward_bytes(network: Callable[[Tensor], Tensor], image: Tensor) -> int:
     """Bytes that `network` takes beyond its weights, by trying it on an image `(B, C, D, H, W)`."""
-    with _LiveTensors() as tensors:
+    with _LiveTensors() as tensors:  # copies of the weights included, which stay while a scan is predicted
         network(image)
     return int(tensors.peak * WORKSPACE) + image.nbytes
 

@@ -78,8 +78,9 @@ def _scans_in(folder: Path, out: Path) -> list[Path]:
             "give the files, or a folder for each"
         )
     scans = volumes or ([folder] if holds_dicom(folder) else [])
-    for below in entries:
-        if below.is_dir() and below.resolve() != out.resolve():
+    for below in (path for path in entries if path.is_dir()):
+        leads_back = folder.resolve().is_relative_to(below.resolve())  # a link to itself or above
+        if not leads_back and below.resolve() != out.resolve():
             found = _scans_in(below, out)
             if not found:
                 log.warning(f"{below}: no scan in this folder; left out")

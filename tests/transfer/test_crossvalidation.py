@@ -189,7 +189,7 @@ def test_interval_of_one_subject_is_unknown():
 
 @pytest.mark.slow
 def test_two_processes_make_the_folds_of_one(run, tmp_path):
-    """They join and part for each fold; one of them judges meanwhile."""
+    """They join once for all folds; one of them judges while the other waits."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*torchrun, "-m", "medi3d", "train", str(run.parent / "tiny.yaml"), *OPTIONS]
     done = subprocess.run(

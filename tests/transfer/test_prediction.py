@@ -227,7 +227,7 @@ def test_a_folder_with_slices_and_volumes_is_refused(oblique, tmp_path):
 
 
 def test_volumes_and_the_series_in_folders_beside_them_are_found(oblique, write_series, tmp_path, caplog):  # noqa: F811
-    """With the masks of an earlier run and a folder of something else among them."""
+    """With the masks of an earlier run, a folder of something else and a link back among them."""
     folder = tmp_path / "scans"
     series = write_series([0.0, 3.0, 6.0], folder="ct")
     for slice_ in series.iterdir():
@@ -235,6 +235,7 @@ def test_volumes_and_the_series_in_folders_beside_them_are_found(oblique, write_
     (folder / "notes").mkdir(parents=True)
     (folder / "notes" / "read.me").write_text("no scan")
     series.rename(folder / "ct")
+    (folder / "ct" / "again").symlink_to(folder)
     (folder / "scan.nii.gz").write_bytes(oblique.read_bytes())
     out = folder / "masks"
     for _ in range(2):
