@@ -8,6 +8,7 @@ aside and renamed, so a killed process leaves no half, and two processes at once
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
@@ -27,7 +28,7 @@ VERSION = 1
 """Raised when reading, resampling or normalising changes, so that older files are not used."""
 
 ASIDE = ".tmp"
-"""Ends the names of files that are being written: NAME.PROCESS.tmp."""
+"""Ends the names of folders in which files are written, NAME.PROCESS.tmp; safetensors has files aside too."""
 
 PLACES = 10_000
 """Voxels of each label that are remembered, for patches around what is labelled."""
@@ -94,7 +95,7 @@ def _sweep(folder: Path) -> None:
     """Remove what killed processes left of files that another one has made since."""
     for aside in folder.glob(f"*{ASIDE}"):
         if aside.with_name(aside.name.rsplit(".", 2)[0]).exists():
-            aside.unlink(missing_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _problem(case: Case, settings: VolumeSettings) -> str | None:
@@ -114,14 +115,14 @@ def _store(sample: dict[str, Any], path: Path) -> None:
             tensors[f"places.{number}"] = places
     aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.mkdir(parents=True, exist_ok=True)
         try:
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, aside)
-            os.replace(aside, path)
-        except FileNotFoundError:  # another process was first, and swept
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, aside / path.name)
+            os.replace(aside / path.name, path)
+        except (FileNotFoundError, SafetensorError):  # another process was first, and swept
             if not path.exists():
                 raise
         finally:
-            aside.unlink(missing_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: the cache cannot be written ({error})") from error

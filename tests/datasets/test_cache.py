@@ -92,3 +92,12 @@ def test_a_folder_that_cannot_be_written_is_one_error(case, settings, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cache cannot be written"):
         load_cached(case, replace(settings, cache=str(tmp_path / "file" / "cache")))
+
+
+def test_what_a_killed_process_left_is_swept(case, settings):
+    path = cache_path(case, settings)
+    left = path.with_name(f"{path.name}.123.tmp")
+    left.mkdir(parents=True)
+    (left / ".tmp5j0xhG").write_bytes(b"half")  # as safetensors 0.8 writes, before it renames
+    assert list(fill_cache([case], settings, workers=1)) == [None]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
