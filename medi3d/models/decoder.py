@@ -4,6 +4,7 @@ U-Net: Ronneberger et al. 2015 (arXiv:1505.04597); in 3D: Çiçek et al. 2016 (a
 Blocks are MONAI's (`UnetBasicBlock`: two times convolution, norm, leaky ReLU).
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -20,7 +21,7 @@ class Decoder(nn.Module):
     """From coarse to fine: reduce channels, enlarge, join the encoder's map of that size, convolve twice.
 
     If the encoder's first map is coarser than the input, one more step joins a shallow branch that
-    sees the input itself, so that the answer has the input's resolution.
+    sees the input itself, so that the answer has the input's resolution; unless `full_resolution` is off.
 
     Args:
         in_channels: channels of the input volume.
@@ -29,9 +30,11 @@ class Decoder(nn.Module):
         channels: of each decoder level, fine to coarse; as many as there are levels below the
             deepest, counting the input branch.
         norm: "instance", "batch" or "group", as MONAI names them.
+        full_resolution: go on to the input's resolution, with that branch; False: the first map has the
+            resolution of the encoder's.
 
     Raises:
-        ShapeError: strides do not grow, or `channels` has the wrong length.
+        ShapeError: strides do not grow, there is but one, or `channels` has the wrong length.
     """
 
     def __init__(
@@ -41,20 +44,23 @@ class Decoder(nn.Module):
         encoder_strides: Sequence[Triple],
         channels: Sequence[int] | None = None,
         norm: str = "instance",
+        full_resolution: bool = True,
     ) -> None:
         super().__init__()
         skips, strides = list(encoder_channels), [to_triple(s) for s in encoder_strides]
-        self.has_input_branch = strides[0] != (1, 1, 1)
+        self.has_input_branch = full_resolution and strides[0] != (1, 1, 1)
         if self.has_input_branch:
             skips, strides = [in_channels, *skips], [(1, 1, 1), *strides]
         self.ratios = _ratios(strides)
+        if not self.ratios:
+            raise ShapeError(f"a decoder joins two resolutions or more; here is one, of stride {strides[0]}")
         widths = list(channels or default_channels(strides))
         if len(widths) != len(self.ratios):
             raise ShapeError(
                 f"this decoder has {len(self.ratios)} levels (strides {strides}), "
                 f"but {len(widths)} channel numbers {widths} are given"
             )
-        self.out_channels = widths
+        self.out_channels, self.finest = widths, strides[0]
         kernels = [_kernel(stride, ratio) for stride, ratio in zip(strides, self.ratios, strict=False)]
         if self.has_input_branch:
             self.input_branch = UnetBasicBlock(
@@ -69,7 +75,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, volume: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-        """Maps of every decoder level, fine to coarse; the first has the volume's size.
+        """Maps of every decoder level, fine to coarse; the first has the volume's size, or the encoder's.
 
         Args:
             volume: `(B, C, D, H, W)`, the encoder's input.
@@ -85,6 +91,38 @@ class Decoder(nn.Module):
             x = self.join[level](torch.cat([fit(x, skips[level].shape[DEPTH:]), skips[level]], dim=1))
             maps.insert(0, x)
         return maps
+
+
+class SubpixelHead(nn.Module):
+    """Class logits of all the voxels that a position stands for, from one 1×1×1 convolution.
+
+    Sub-pixel convolution: Shi et al. 2016 (arXiv:1609.05158), in 3D. At the start all voxels of a
+    position get the same logits (as in ICNR, Aitken et al. 2017, arXiv:1707.02937).
+
+    Args:
+        channels: of the map.
+        num_classes: logits of a voxel.
+        stride: voxels per position, (depth, height, width).
+    """
+
+    def __init__(self, channels: int, num_classes: int, stride: Triple) -> None:
+        super().__init__()
+        self.stride, self.num_classes = stride, num_classes
+        voxels = math.prod(stride)
+        self.convolution = nn.Conv3d(channels, num_classes * voxels, 1)
+        with torch.no_grad():
+            for parameter in self.convolution.parameters():
+                parameter.copy_(parameter[::voxels].repeat_interleave(voxels, dim=0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, D, H, W)` -> `(B, num_classes, D·stride, H·stride, W·stride)`."""
+        logits = self.convolution(x)
+        depth, height, width = logits.shape[DEPTH:]
+        inside = logits.view(-1, self.num_classes, *self.stride, depth, height, width)
+        d, h, w = self.stride
+        return inside.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(
+            -1, self.num_classes, depth * d, height * h, width * w
+        )
 
 
 def default_channels(strides: Sequence[Triple]) -> list[int]:

@@ -15,7 +15,7 @@ from torch import nn
 from medi3d.errors import ConfigError, ShapeError, SourceError
 from medi3d.models.classifier import Classifier
 from medi3d.models.encoders import create_encoder
-from medi3d.models.segmenter import Segmenter
+from medi3d.models.segmenter import Segmenter, check_head
 from medi3d.models.video import VIDEO, create_video
 
 
@@ -42,6 +42,9 @@ class NetworkSettings:
     """channels of the decoder levels, fine to coarse; null: 16, 32, 64, 96, 128"""
     norm: str = "instance"
     """norm of the decoder: instance, batch, group"""
+    head: str = "convolution"
+    """of a segmenter: convolution, on decoder maps at full resolution; subpixel, all voxels of a position of
+    the encoder's finest map at once, in half the time"""
     deep_supervision: bool = False
     """compare the coarser decoder levels with the label too"""
     dropout: float = 0.5
@@ -52,6 +55,7 @@ class NetworkSettings:
             raise ConfigError(f"network.in_channels is {self.in_channels}: it must be 1 or more")
         if self.norm not in ("instance", "batch", "group"):
             raise ConfigError(f"network.norm is {self.norm!r}: use instance, batch or group")
+        check_head(self.head)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"network.dropout is {self.dropout}: it must be at least 0 and below 1")
         if self.levels is not None and self.levels < 1:
@@ -99,6 +103,7 @@ def build_network(
         channels=settings.decoder_channels,
         norm=settings.norm,
         deep_supervision=settings.deep_supervision,
+        head=settings.head,
     )
 
 
@@ -109,6 +114,7 @@ def create_segmenter(
     channels: Sequence[int] | None = None,
     norm: str = "instance",
     deep_supervision: bool = False,
+    head: str = "convolution",
     **encoder_options: Any,
 ) -> nn.Module:
     """A segmentation network for volumes: `(B, C, D, H, W)` -> `(B, num_classes, D, H, W)`, any size.
@@ -119,6 +125,8 @@ def create_segmenter(
         channels: of the decoder levels, fine to coarse; None: 16, 32, 64, 96, 128.
         norm: of the decoder: instance, batch or group.
         deep_supervision: in training mode return logits of all decoder levels, finest first.
+        head: convolution, on decoder maps at full resolution; or subpixel, all voxels of a position of the
+            encoder's finest map at once, in half the time.
         encoder_options: `weights`, `plan`, `in_channels`, `profile`, `levels` of `create_encoder`.
 
     Raises:
@@ -126,7 +134,9 @@ def create_segmenter(
     """
     _check_classes(num_classes)
     encoder = _encoder(encoder_or_source, encoder_options)
-    return Segmenter(encoder, num_classes, channels=channels, norm=norm, deep_supervision=deep_supervision)
+    return Segmenter(
+        encoder, num_classes, channels=channels, norm=norm, deep_supervision=deep_supervision, head=head
+    )
 
 
 def create_classifier(

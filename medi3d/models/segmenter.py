@@ -7,16 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from medi3d.axes import DEPTH, Triple
-from medi3d.errors import ShapeError
+from medi3d.errors import ConfigError, ShapeError
 from medi3d.inflation.rules import Rule
-from medi3d.models.decoder import Decoder
+from medi3d.models.decoder import Decoder, SubpixelHead
+
+HEADS = ("convolution", "subpixel")
 
 
 class Segmenter(nn.Module):
     """Encoder, U-Net decoder, 1×1×1 head: `(B, C, D, H, W)` -> logits `(B, num_classes, D, H, W)`.
 
-    Takes any size. In training mode with deep supervision it returns a list of logits, finest
-    first, each at the resolution of its decoder level; otherwise one tensor.
+    Takes any size. With the head "subpixel" the decoder ends at the encoder's finest map, and each of its
+    positions names the classes of all its voxels: half the time (docs/decisions.md, 44). In training mode
+    with deep supervision it returns a list of logits, finest first, each at the resolution of its decoder
+    level (but the first, which has the volume's); otherwise one tensor.
     """
 
     def __init__(
@@ -27,13 +31,25 @@ class Segmenter(nn.Module):
         channels: Sequence[int] | None = None,
         norm: str = "instance",
         deep_supervision: bool = False,
+        head: str = "convolution",
     ) -> None:
         super().__init__()
+        check_head(head)
         declared: Any = encoder
         self.encoder = encoder
-        self.decoder = Decoder(declared.in_channels, declared.out_channels, declared.strides, channels, norm)
-        supervised = self.decoder.out_channels if deep_supervision else self.decoder.out_channels[:1]
-        self.heads = nn.ModuleList(nn.Conv3d(width, num_classes, 1) for width in supervised)
+        self.decoder = Decoder(
+            declared.in_channels,
+            declared.out_channels,
+            declared.strides,
+            channels,
+            norm,
+            full_resolution=head == "convolution",
+        )
+        finest, *coarser = self.decoder.out_channels if deep_supervision else self.decoder.out_channels[:1]
+        first: nn.Module = nn.Conv3d(finest, num_classes, 1)
+        if self.decoder.finest != (1, 1, 1):
+            first = SubpixelHead(finest, num_classes, self.decoder.finest)
+        self.heads = nn.ModuleList([first, *(nn.Conv3d(width, num_classes, 1) for width in coarser)])
         self.coarsest: Triple = declared.strides[-1]
         whole = _drops_ends(encoder) or _moves_with_size(encoder)
         self.multiple: Triple = self.coarsest if whole else (1, 1, 1)
@@ -55,6 +71,16 @@ class Segmenter(nn.Module):
         if not self.training or len(self.heads) == 1:
             return finest
         return [finest, *(head(x) for head, x in zip(self.heads[1:], maps[1:], strict=True))]
+
+
+def check_head(head: str) -> None:
+    """Refuse a head that is none of `HEADS`.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if head not in HEADS:
+        raise ConfigError(f"network.head is {head!r}: use {' or '.join(HEADS)}")
 
 
 def _padded_size(size: Sequence[int], coarsest: Triple, multiple: Triple) -> list[int]:

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from medi3d.errors import ShapeError
-from medi3d.models.decoder import Decoder, default_channels, fit
+from medi3d.models.decoder import Decoder, SubpixelHead, default_channels, fit
 from medi3d.models.networks import create_segmenter
 
 STRIDES = {
@@ -140,3 +141,23 @@ def test_fit_changes_the_far_end_only(axis, size, expected):
     out = fit(ramp, wanted)
     assert list(out.shape[2:]) == wanted
     assert out.movedim(axis, 0).flatten(1)[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 2, 2), (4, 4, 4)], ids=str)
+def test_a_subpixel_head_lays_out_voxels_as_a_transposed_convolution(stride):
+    head = SubpixelHead(5, 3, stride)
+    torch.nn.init.normal_(head.convolution.weight)
+    x = torch.randn(2, 5, 2, 3, 4)
+    weight = head.convolution.weight.view(3, *stride, 5).movedim(-1, 0)  # (channels, classes, D, H, W)
+    bias = head.convolution.bias.view(3, *stride).repeat(1, *x.shape[2:])
+    torch.testing.assert_close(head(x), F.conv_transpose3d(x, weight, stride=stride) + bias)
+
+
+def test_a_subpixel_head_starts_alike_for_all_voxels_of_a_position():
+    logits = SubpixelHead(5, 3, (2, 2, 2))(torch.randn(1, 5, 2, 2, 2))
+    torch.testing.assert_close(logits, F.interpolate(logits[..., ::2, ::2, ::2], scale_factor=2))
+
+
+def test_one_resolution_is_refused():
+    with pytest.raises(ShapeError, match="two resolutions"):
+        Decoder(1, [8], [(2, 2, 2)], full_resolution=False)

@@ -44,6 +44,7 @@ NETWORKS = {
     "factorised": lambda: encoder("factorised"),
     "acs": lambda: encoder("acs"),
     "segmenter": lambda: create_segmenter(encoder(), num_classes=3, norm="group"),
+    "subpixel": lambda: create_segmenter(encoder(), num_classes=3, norm="group", head="subpixel"),
     "classifier": lambda: create_classifier(encoder(), num_classes=3),
 }
 

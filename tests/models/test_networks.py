@@ -20,6 +20,7 @@ from medi3d.models.networks import (
     create_segmenter,
 )
 from medi3d.models.registry import build_source
+from medi3d.models.segmenter import HEADS
 
 SMALL = ["timm:test_resnet", "timm:test_efficientnet", "timm:test_convnext", "timm:test_byobnet"]
 PLANS = {
@@ -72,18 +73,20 @@ def test_every_parameter_of_a_classifier_learns(source):
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("source", [*SMALL, "unet", "inception_v1_fine", "timm:mobilenetv3_small_050"])
+@pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
-def test_any_size_passes(source, training):
+def test_any_size_passes(source, training, head):
     encoder = create_encoder("unet") if source == "unet" else unproven(source)
-    net = create_segmenter(encoder, num_classes=2).train(training)
+    net = create_segmenter(encoder, num_classes=2, head=head).train(training)
     for size in [(35, 50, 36), (5, 5, 5), (16, 16, 16), (1, 33, 9)]:
         assert net(torch.randn(1, 1, *size)).shape == (1, 2, *size)
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("plan", PLANS)
 @torch.no_grad()
-def test_thick_slices_pass(plan):
-    net = create_segmenter(unproven("timm:test_resnet", plan), num_classes=2)
+def test_thick_slices_pass(plan, head):
+    net = create_segmenter(unproven("timm:test_resnet", plan), num_classes=2, head=head)
     assert net(torch.randn(2, 1, 7, 45, 64)).shape == (2, 2, 7, 45, 64)
 
 
@@ -97,11 +100,16 @@ def test_volumes_of_a_batch_do_not_touch_each_other(encoder):
 # -- deep supervision, shapes that are refused
 
 
-def test_deep_supervision_is_a_list_in_training_alone(encoder):
-    net = create_segmenter(encoder, num_classes=3, deep_supervision=True)
+@pytest.mark.parametrize(
+    ("head", "coarser"),
+    [("convolution", [(8, 16, 12), (4, 8, 6)]), ("subpixel", [(4, 8, 6)])],
+    ids=HEADS,
+)
+def test_deep_supervision_is_a_list_in_training_alone(encoder, head, coarser):
+    net = create_segmenter(encoder, num_classes=3, deep_supervision=True, head=head)
     volume = torch.randn(1, 1, 16, 32, 24)
     answers = net.train()(volume)
-    assert [tuple(a.shape[2:]) for a in answers] == [(16, 32, 24), (8, 16, 12), (4, 8, 6)]
+    assert [tuple(a.shape[2:]) for a in answers] == [(16, 32, 24), *coarser]
     assert net.eval()(volume).shape == (1, 3, 16, 32, 24)
     assert isinstance(create_segmenter(encoder, num_classes=3).train()(volume), torch.Tensor)
 
@@ -349,7 +357,14 @@ def test_a_config_builds_what_it_says():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("in_channels", 0), ("norm", "layer"), ("dropout", 1.0), ("dropout", -0.1), ("levels", 0)],
+    [
+        ("in_channels", 0),
+        ("norm", "layer"),
+        ("head", "linear"),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
+        ("levels", 0),
+    ],
 )
 def test_impossible_settings_are_refused_by_name(key, value):
     with pytest.raises(ConfigError, match=f"network.{key} is {value!r}"):
