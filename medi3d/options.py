@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from medi3d.errors import Medi3dError, SourceError
+from medi3d.files import written_aside
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report to this JSON file too.")]
 Source = Annotated[str, typer.Argument(help="timm:NAME, inception_v1, a 2D source by name, or an artifact.")]
@@ -104,11 +104,10 @@ def write_json(path: Path | None, content: Any) -> None:
     if path is None:
         return
     text = json.dumps(_finite(json.loads(json.dumps(content, default=str))), indent=2, allow_nan=False)
-    aside = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text + "\n")
-        os.replace(aside, path)
+        with written_aside(path) as aside:
+            aside.write_text(text + "\n")
     except OSError as error:
         raise Medi3dError(f"cannot write {path}: {error.strerror}") from error
 

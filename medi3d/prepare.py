@@ -19,8 +19,8 @@ from medi3d.datasets.cohort import Case, Cohort, read_cohort, without_tests
 from medi3d.datasets.fingerprint import Fingerprint, examine_cohort, gather
 from medi3d.datasets.flow import fill_cache as fill_flow
 from medi3d.datasets.volumes import VolumeSettings
-from medi3d.engine.files import written_aside
 from medi3d.errors import ConfigError, DataError
+from medi3d.files import written_aside
 from medi3d.inflation.plan import KernelPlan
 from medi3d.transfer.experiment import SegmentationExperiment
 from medi3d.transfer.planning import Choice, plan_data, plan_patch

@@ -22,8 +22,8 @@ LAYERS = {
     "inflation": set(),
     "datasets": set(),
 }
-"""Layer -> layers that it may import, besides itself and what is below all: axes, errors."""
-BASE = {"axes", "errors", "torchvision_shim"}
+"""Layer -> layers that it may import, besides itself and what is below all: axes, errors, files."""
+BASE = {"axes", "errors", "files", "torchvision_shim"}
 TOP = {"cli", "cli_weights", "cli_features", "__main__", "__init__", "console", "doctor", "options"}
 """What stands above all layers: the command line, what it prints, and the names of the package."""
 

@@ -43,7 +43,7 @@ def test_inflate_then_verify_then_inspect(medi3d, made, tmp_path):
     assert (code, err) == (0, "")
     seen = json.loads((tmp_path / "i.json").read_text())
     assert (seen["parameters"], seen["plan"]) == (report["parameters"], report["plan"])
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob(".tmp*"))
 
 
 def test_the_report_has_the_promised_keys(made):

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from medi3d.datasets.dicom import read_slices, series_grid
 from medi3d.datasets.geometry import grid_difference
 from medi3d.errors import DataError, ShapeError
+from medi3d.files import written_aside
 
 log = logging.getLogger(__name__)
 
@@ -90,14 +91,11 @@ def write_seg(mask: sitk.Image, labels: Mapping[str, int], series: Path, out: Pa
             )
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise DataError(f"{series}: DICOM SEG cannot refer to this series: {error}") from error
-        aside = out.with_name(f".tmp-{out.name}")
         try:
-            seg.save_as(aside)
-            aside.replace(out)
+            with written_aside(out) as aside:
+                seg.save_as(aside)
         except OSError as error:
             raise DataError(f"{out}: cannot be written: {error}") from error
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def _numbered(mask: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:

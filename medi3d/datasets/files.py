@@ -6,7 +6,6 @@ NRRD and MetaImage through SimpleITK, a folder is one DICOM series.
 
 import gzip
 import logging
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import SimpleITK as sitk
 from medi3d.datasets.dicom import last_line, quiet_itk, read_series, read_slices, series_grid
 from medi3d.datasets.geometry import grid_difference, set_geometry
 from medi3d.errors import DataError, ShapeError
+from medi3d.files import written_aside
 
 log = logging.getLogger(__name__)
 
@@ -374,18 +374,15 @@ def write_mask(mask: sitk.Image, like: Path, out: Path) -> None:
     if difference:
         raise ShapeError(f"the mask is not on the grid of {like}: {difference}")
     mask = smallest_type(mask)
-    aside = out.with_name(f".tmp-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if suffix in NIFTI and suffix_of(like) in NIFTI and like.is_file():
-            _write_nifti_like(mask, like, aside)
-        else:
-            sitk.WriteImage(mask, str(aside), useCompression=True)
-        os.replace(aside, out)
+        with written_aside(out) as aside:
+            if suffix in NIFTI and suffix_of(like) in NIFTI and like.is_file():
+                _write_nifti_like(mask, like, aside)
+            else:
+                sitk.WriteImage(mask, str(aside), useCompression=True)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{out}: cannot be written: {last_line(error)}") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def smallest_type(mask: sitk.Image) -> sitk.Image:

@@ -7,7 +7,6 @@ from it says nothing about patients.
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 
 from medi3d.datasets.stream import seeded
 from medi3d.errors import ConfigError, DataError
+from medi3d.files import written_aside
 
 LABELS = {"grey matter": 1, "white matter": 2}
 NOTICE = "VIRTUAL SUBJECTS: the ICBM152 template, deformed and changed at random. No image is of a person."
@@ -90,9 +90,8 @@ def write_cohort(root: Path, settings: VirtualSettings, progress: Callable[[str]
         for number, name in enumerate(names):
             _write_subject(root, name, template, settings, number)
             progress(f"virtual subject {number + 1} of {len(names)}")
-        aside = listing.with_name(listing.name + ".tmp")
-        aside.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(aside, listing)
+        with written_aside(listing) as aside:
+            aside.write_text(json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise DataError(f"{root}: cannot be written ({error.strerror}); give another folder") from error
     return True

@@ -14,11 +14,11 @@ from monai.engines.workflow import Workflow
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medi3d.engine import distributed
-from medi3d.engine.files import read_table, write_table
 from medi3d.engine.log import console, log
 from medi3d.engine.metrics import Row, mean_row
 from medi3d.engine.state import TrainingState
 from medi3d.engine.trainer import TrainingEvents, evaluate
+from medi3d.files import read_table, write_table
 
 
 class Validation:

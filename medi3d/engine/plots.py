@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
-from medi3d.engine.files import written_aside
 from medi3d.engine.metrics import Row
+from medi3d.files import written_aside
 
 REFERENCE, PREDICTION = "#00c853", "#ff1744"
 

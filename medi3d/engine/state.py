@@ -13,9 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medi3d.engine.budget import Budget
 from medi3d.engine.clock import Clock
-from medi3d.engine.files import written_aside
 from medi3d.engine.settings import TrainingSettings
 from medi3d.errors import WeightsError
+from medi3d.files import written_aside
 
 FORMAT = 1
 """Number of the checkpoint's layout."""
@@ -51,7 +51,7 @@ class TrainingState:
         if settings.optimizer == "sgd":
             optimizer = torch.optim.SGD(list(groups), momentum=MOMENTUM, weight_decay=settings.weight_decay)
         else:
-            optimizer = torch.optim.AdamW(list(groups), weight_decay=settings.weight_decay)
+            optimizer = torch.optim.AdamW(list(groups), weight_decay=settings.weight_decay, fused=True)
         clock = Clock()
         budget = Budget(settings, clock)
         scheduler = LambdaLR(optimizer, budget.factor)

@@ -7,8 +7,6 @@ and versions as JSON text. It is never a pickle, and reading it runs no code fro
 import copy
 import hashlib
 import json
-import os
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from medi3d.errors import WeightsError
+from medi3d.files import written_aside
 from medi3d.inflation.network import Inflated, build, prove
 from medi3d.inflation.plan import KernelPlan
 from medi3d.models.contract import Normaliser
@@ -61,14 +60,11 @@ def save_artifact(encoder: Inflated, path: str | Path) -> Path:
         "versions": {name: version(name) for name in ("medi3d", "torch", "timm")},
         **report,
     }
-    aside = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, aside, metadata={"medi3d": json.dumps(description)})
-        os.replace(aside, path)
+        with written_aside(path) as aside:
+            save_file(tensors, aside, metadata={"medi3d": json.dumps(description)})
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):  # where the folder is no folder
-            aside.unlink(missing_ok=True)
         raise WeightsError(f"cannot write the artifact {path}: {error}") from error
     return path
 

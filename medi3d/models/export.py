@@ -4,7 +4,6 @@ What was written is read again and run beside the network on another volume; a f
 is not kept. Nothing of it is a pickle of code.
 """
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from medi3d.axes import Triple
 from medi3d.errors import InexactError, SourceError, WeightsError
+from medi3d.files import written_aside
 
 Format = Literal["onnx", "torch"]
 SUFFIX: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -77,25 +77,32 @@ def export_network(
         raise WeightsError(f"a network exported to {to} is a {SUFFIX[to]} file, not {out.name!r}")
     network = network.eval().float().cpu()
     shape = (1, _in_channels(network), *size)
-    aside = out.with_name(f"{out.stem}.tmp{out.suffix}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        run = _write(network, aside, to, shape, dynamic)
-        worst = _difference(network, run, shape)
-        any_size = False
-        if dynamic:
-            worst = max(worst, _difference(network, run, _larger(shape, network)))
-            with suppress(SourceError):  # refusing it is no mistake, another answer would be
-                worst = max(worst, _difference(network, run, (*shape[:2], *(s + 1 for s in size))))
-                any_size = True
-        if not worst <= TOLERANCE:
-            raise InexactError(f"{out.name} differs from the network by {worst:.2g} (allowed {TOLERANCE:g})")
-        os.replace(aside, out)
+        with written_aside(out) as aside:
+            worst, any_size = _write_and_compare(network, aside, to, shape, dynamic)
+            if not worst <= TOLERANCE:
+                raise InexactError(
+                    f"{out.name} differs from the network by {worst:.2g} (allowed {TOLERANCE:g})"
+                )
     except OSError as error:
         raise WeightsError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
     return ExportReport(out, to, shape, dynamic, any_size, worst, time.perf_counter() - started)
+
+
+def _write_and_compare(
+    network: nn.Module, path: Path, to: Format, shape: tuple[int, ...], dynamic: bool
+) -> tuple[float, bool]:
+    """Write the file; how far its answers are from the network's, and whether it takes any size."""
+    run = _write(network, path, to, shape, dynamic)
+    worst = _difference(network, run, shape)
+    any_size = False
+    if dynamic:
+        worst = max(worst, _difference(network, run, _larger(shape, network)))
+        with suppress(SourceError):  # refusing it is no mistake, another answer would be
+            worst = max(worst, _difference(network, run, (*shape[:2], *(s + 1 for s in shape[2:]))))
+            any_size = True
+    return worst, any_size
 
 
 Run = Callable[[Tensor], list[Tensor]]

@@ -18,10 +18,10 @@ from torch import nn
 
 from medi3d.axes import to_triple
 from medi3d.engine import distributed
-from medi3d.engine.files import written_aside
 from medi3d.engine.precision import Precision
 from medi3d.engine.state import read_checkpoint
 from medi3d.errors import ConfigError, DataError, Medi3dError, WeightsError
+from medi3d.files import written_aside
 from medi3d.transfer.building import make_task
 from medi3d.transfer.experiment import Experiment, SegmentationExperiment
 from medi3d.transfer.norms import convert_norms

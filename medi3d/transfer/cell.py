@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medi3d.engine.files import read_table, written_aside
 from medi3d.errors import Medi3dError
+from medi3d.files import read_table, written_aside
 from medi3d.transfer.evaluation import summary
 from medi3d.transfer.grid import Cell
 from medi3d.transfer.training import run_training

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from medi3d.engine.environment import describe
-from medi3d.engine.files import written_aside
 from medi3d.engine.log import console
 from medi3d.errors import ConfigError, DataError
+from medi3d.files import written_aside
 from medi3d.transfer.cell import is_complete, read_result
 from medi3d.transfer.comparison import Comparison
 from medi3d.transfer.comparison_report import write_comparison

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from medi3d.datasets.cohort import read_cohort
 from medi3d.engine import distributed
-from medi3d.engine.files import read_table, write_table, written_aside
 from medi3d.engine.log import log
 from medi3d.engine.metrics import Row
 from medi3d.errors import ConfigError
+from medi3d.files import read_table, write_table, written_aside
 from medi3d.transfer.evaluation import METRICS, run_evaluation
 from medi3d.transfer.experiment import Experiment, SegmentationExperiment
 from medi3d.transfer.postprocessing import decide, write_largest

@@ -15,12 +15,12 @@ from medi3d.datasets.clips import Clip, ClipSettings, load_clip, read_clip_list,
 from medi3d.datasets.cohort import Case, load_case, load_label, read_cohort, split_cases
 from medi3d.datasets.geometry import spacing_dhw
 from medi3d.datasets.volumes import VolumeSettings, load_image, to_array
-from medi3d.engine.files import write_table
 from medi3d.engine.log import console, log
 from medi3d.engine.metrics import Row, dice_scores, surface_scores, top_k
 from medi3d.engine.plots import plot_confusion, plot_overlay
 from medi3d.engine.precision import evaluating
 from medi3d.errors import ConfigError, DataError, WeightsError
+from medi3d.files import write_table
 from medi3d.transfer.building import make_network, make_task
 from medi3d.transfer.experiment import ClassificationExperiment, Experiment, SegmentationExperiment
 from medi3d.transfer.filters import first_kernel, plot_filters_over_time

@@ -16,9 +16,9 @@ from medi3d.datasets.frames import pictures_in
 from medi3d.datasets.geometry import spacing_dhw
 from medi3d.datasets.volumes import Normalisation, VolumeSettings, load_image
 from medi3d.engine import distributed
-from medi3d.engine.files import written_aside
 from medi3d.engine.precision import Precision
 from medi3d.errors import ConfigError, DataError, ShapeError, SourceError
+from medi3d.files import written_aside
 from medi3d.inflation.network import Inflated
 from medi3d.models.artifact import load_artifact
 from medi3d.models.classify import build_published_classifier, published_streams

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from medi3d.engine.files import written_aside
+from medi3d.files import written_aside
 
 MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 

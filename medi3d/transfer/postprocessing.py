@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from medi3d.engine.files import written_aside
 from medi3d.engine.metrics import Row
 from medi3d.errors import ConfigError
+from medi3d.files import written_aside
 
 FILE = "postprocessing.json"
 TOUCHING = np.ones((3, 3, 3), bool)

@@ -13,12 +13,12 @@ from medi3d.datasets.cohort import Case
 from medi3d.datasets.stream import collate, seeded
 from medi3d.datasets.unlabelled import Volume, file_fingerprint
 from medi3d.engine import distributed
-from medi3d.engine.files import read_table
 from medi3d.engine.log import log
 from medi3d.engine.plots import plot_pretext
 from medi3d.engine.precision import Precision
 from medi3d.engine.state import load_network
 from medi3d.errors import DataError, WeightsError
+from medi3d.files import read_table
 from medi3d.inflation.network import Inflated, prove
 from medi3d.models.artifact import collapse, read_description, save_artifact
 from medi3d.transfer.building import make_network, make_task

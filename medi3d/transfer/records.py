@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from medi3d.engine.files import write_table, written_aside
 from medi3d.engine.metrics import Row
 from medi3d.errors import DataError
+from medi3d.files import write_table, written_aside
 from medi3d.transfer.inputs import Scan
 
 FORMAT = 1

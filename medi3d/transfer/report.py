@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medi3d.engine.files import read_table
 from medi3d.engine.metrics import Row
+from medi3d.files import read_table
 from medi3d.transfer.experiment import Experiment
 from medi3d.transfer.page import write_page
 

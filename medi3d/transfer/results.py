@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medi3d.engine.files import write_table
+from medi3d.files import write_table
 from medi3d.transfer.cell import Result
 from medi3d.transfer.grid import Cell, Grid, Point, Rates
 from medi3d.transfer.measures import MEASURES, Measure

@@ -11,8 +11,8 @@ import numpy as np
 
 from medi3d.datasets.clips import Clip, ClipSettings, read_clip_list, split_clips
 from medi3d.datasets.cohort import Case
-from medi3d.engine.files import write_table, written_aside
 from medi3d.errors import ConfigError
+from medi3d.files import write_table, written_aside
 from medi3d.transfer.data import split_volumes
 from medi3d.transfer.experiment import ClassificationExperiment, SegmentationExperiment
 

@@ -11,7 +11,6 @@ from torch import nn
 
 from medi3d.engine import distributed
 from medi3d.engine.environment import describe
-from medi3d.engine.files import read_table, written_aside
 from medi3d.engine.handlers import (
     Checkpoints,
     MetricsTable,
@@ -27,6 +26,7 @@ from medi3d.engine.state import TrainingState
 from medi3d.engine.task import Task
 from medi3d.engine.trainer import build_evaluator, build_trainer
 from medi3d.errors import ConfigError, DataError
+from medi3d.files import read_table, written_aside
 from medi3d.transfer.building import make_network, make_task
 from medi3d.transfer.data import Data, prepare_data
 from medi3d.transfer.evaluation import cases_of, run_evaluation

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from medi3d.datasets.stream import TrainingStream, collate
 from medi3d.engine import distributed
-from medi3d.engine.files import write_table
 from medi3d.engine.log import log
 from medi3d.engine.precision import Precision
 from medi3d.engine.state import TrainingState
 from medi3d.engine.task import Task
 from medi3d.errors import ConfigError
+from medi3d.files import write_table
 from medi3d.transfer.building import make_network
 from medi3d.transfer.data import Data
 from medi3d.transfer.experiment import Experiment

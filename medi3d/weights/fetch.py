@@ -14,6 +14,7 @@ from typing import IO
 from safetensors.torch import save_file
 
 from medi3d.errors import WeightsError
+from medi3d.files import written_aside
 from medi3d.weights.catalogue import Package, WeightsRow, cached_path, file_sha256
 from medi3d.weights.files import read_tensors
 
@@ -117,9 +118,9 @@ def _copy(source: IO[bytes], target: Path) -> Path:
 
 
 def _convert(published: Path, target: Path) -> None:
-    aside = target.with_name(target.name + ".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in read_tensors(published).items()}, aside)
-    os.replace(aside, target)
+    tensors = {name: tensor.contiguous() for name, tensor in read_tensors(published).items()}
+    with written_aside(target) as aside:
+        save_file(tensors, aside)
 
 
 def _download(package: Package, folder: Path, *, show: bool) -> Path:

@@ -7,10 +7,10 @@ from rich.console import Console
 
 from medi3d.engine import handlers, log
 from medi3d.engine.clock import Clock
-from medi3d.engine.files import read_table, write_table, written_aside
 from medi3d.engine.handlers import MetricsTable
 from medi3d.engine.state import read_checkpoint
 from medi3d.errors import WeightsError
+from medi3d.files import read_table, write_table, written_aside
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from medi3d.config import load_comparison
-from medi3d.engine.files import read_table
 from medi3d.errors import ConfigError, DataError
+from medi3d.files import read_table
 from medi3d.transfer import compare as compare_module
 from medi3d.transfer.cell import run_cell
 from medi3d.transfer.compare import best_rates, run_comparison

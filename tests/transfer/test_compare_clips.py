@@ -11,8 +11,8 @@ import yaml
 
 from medi3d.config import load_comparison
 from medi3d.datasets.clips import Clip, read_clip_list
-from medi3d.engine.files import read_table
 from medi3d.errors import ConfigError
+from medi3d.files import read_table
 from medi3d.transfer.compare import run_comparison
 from medi3d.transfer.grid import Grid
 from medi3d.transfer.statistics import by_unit, paired_effect

@@ -11,11 +11,11 @@ from scipy import ndimage
 from torch import nn
 
 from medi3d.datasets.volumes import Normalisation, VolumeSettings
-from medi3d.engine.files import read_table
 from medi3d.engine.inference import SlidingWindow, single_forward
 from medi3d.engine.memory import resident_bytes
 from medi3d.engine.precision import Precision
 from medi3d.errors import ConfigError, DataError
+from medi3d.files import read_table
 from medi3d.transfer.inputs import find_scans
 from medi3d.transfer.prediction import PredictionOptions, predict_files
 from medi3d.transfer.predictor import Predictor

@@ -10,8 +10,8 @@ from typing import Any
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Gives a name beside `path` to write to, which becomes `path` when all has gone well."""
-    aside = path.with_name(path.name + ".tmp")
+    """Gives a name beside `path`, with its suffix, to write to; it becomes `path` when all has gone well."""
+    aside = path.with_name(f".tmp-{path.name}")
     try:
         yield aside
         os.replace(aside, path)
