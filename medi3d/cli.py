@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,9 +66,19 @@ def fail(error: Exception) -> None:
     raise SystemExit(1)
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medi3d {metadata.version('medi3d')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
+    ] = False,
 ) -> None:
     """Options of every command."""
 

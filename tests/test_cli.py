@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -262,3 +263,7 @@ def test_the_process_ends_with_the_code_and_one_line():
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_said(medi3d):
+    assert medi3d("--version") == (0, f"medi3d {version('medi3d')}\n", "")
