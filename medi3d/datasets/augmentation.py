@@ -106,11 +106,12 @@ class _Augmentation:
     def __call__(self, sample: Sample) -> dict[str, Any]:
         flipped = [axis for axis in self.flip_axes if float(torch.rand(())) < self.flip]
         subject = _flip(to_torchio(sample), flipped, self.swaps)
-        if self.spatial:
-            _one_hot(subject)
-            for transform in self.spatial:
+        chosen = [transform for probability, transform in self.spatial if float(torch.rand(())) < probability]
+        if chosen:
+            values = _one_hot(subject)
+            for transform in chosen:
                 subject = transform(subject)
-            _arg_max(subject)
+            _arg_max(subject, values)
         subject = _on_unit_range(subject, self.contrast)
         for transform in self.texture:
             subject = transform(subject)
@@ -120,8 +121,11 @@ class _Augmentation:
         return changed
 
 
-def _transforms(settings: AugmentationSettings) -> tuple[list[Any], list[Any], list[Any]]:
-    """Of space, of contrast (for images in [0, 1]) and of texture, in the order of a scanner."""
+def _transforms(settings: AugmentationSettings) -> tuple[list[tuple[float, Any]], list[Any], list[Any]]:
+    """Of space, each with its probability, of contrast (for images in [0, 1]) and of texture.
+
+    Maps of labels are made for those of space, so it must be known before whether there is one.
+    """
     import torchio as tio
 
     # No copies and no history: the samples are ours, and both cost more than most transforms.
@@ -156,7 +160,8 @@ def _transforms(settings: AugmentationSettings) -> tuple[list[Any], list[Any], l
     def build(group: Group) -> list[Any]:
         return [kind(p=p, **keywords, **bare) for p, kind, keywords in group if p > 0]
 
-    return build(spatial), build(contrast), build(texture)
+    turning = [(p, kind(p=1, **keywords, **bare)) for p, kind, keywords in spatial if p > 0]
+    return turning, build(contrast), build(texture)
 
 
 def to_torchio(sample: Sample) -> Any:
@@ -190,18 +195,20 @@ def _flip(subject: Any, axes: Sequence[str], swaps: Sequence[tuple[int, int]]) -
     return subject
 
 
-def _one_hot(subject: Any) -> None:
-    """A map per label, so that labels can be turned by linear interpolation.
+def _one_hot(subject: Any) -> list[int]:
+    """A map for each label that is there, for linear interpolation; which labels these are, background first.
 
     Turned by nearest neighbour, a label leaves its image: on Hippocampus their Dice is 0.966.
     """
-    if "label" in subject:
-        label = subject["label"].data
-        values = torch.arange(int(label.max()) + 1)[:, None, None, None]
-        subject["label"].set_data((label == values).float())
+    if "label" not in subject:
+        return []
+    label = subject["label"].data
+    values = [0, *(value for value in label.unique().tolist() if value)]
+    subject["label"].set_data((label == torch.tensor(values)[:, None, None, None]).float())
+    return values
 
 
-def _arg_max(subject: Any) -> None:
+def _arg_max(subject: Any, values: Sequence[int]) -> None:
     """Back to one map; beyond the border all maps are 0, which is the background.
 
     Map after map: `argmax` over the first axis took two thirds of the time of a sample.
@@ -209,9 +216,9 @@ def _arg_max(subject: Any) -> None:
     if "label" in subject:
         maps = subject["label"].data
         highest, label = maps[0], torch.zeros(maps.shape[1:], dtype=torch.uint8)
-        for number in range(1, len(maps)):
-            label = torch.where(maps[number] > highest, number, label)
-            highest = torch.maximum(highest, maps[number])
+        for value, share in zip(values[1:], maps[1:], strict=True):
+            label = torch.where(share > highest, value, label)
+            highest = torch.maximum(highest, share)
         subject["label"].set_data(label[None])
 
 

@@ -171,5 +171,15 @@ def test_one_map_of_many_is_argmax():
     import torchio as tio
 
     subject = tio.Subject(label=tio.LabelMap(tensor=maps))
-    _arg_max(subject)
-    assert torch.equal(subject["label"].data[0].long(), maps.argmax(0))
+    values = [0, 2, 3, 7, 9]
+    _arg_max(subject, values)
+    assert torch.equal(subject["label"].data[0].long(), torch.tensor(values)[maps.argmax(0)])
+
+
+@pytest.mark.parametrize("labels", [(1, 2), (3, 250)], ids=str)
+def test_labels_keep_their_numbers_when_they_are_turned(labels):
+    label = torch.zeros(1, 12, 12, 12, dtype=torch.uint8)
+    label[:, 2:10, 2:6], label[:, 2:10, 6:10] = labels
+    still = AugmentationSettings(affine=1.0, rotation=0.0, scale=0.0, gamma=0.0, noise=0.0)
+    changed = build_augmentation(still)({"image": label.float(), "label": label})
+    assert torch.equal(changed["label"], label)
