@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -107,14 +108,18 @@ def print_weights(rows: Iterable[Any]) -> None:
     from medi3d.errors import WeightsError
     from medi3d.weights.catalogue import find_weights
 
-    table = Table("name", "network", "dims", "licence", "here", "what")
+    table = Table()
+    table.add_column("name", no_wrap=True)  # to be copied, so never cut
+    for column in ("network", "licence", "here", "what"):
+        table.add_column(column, overflow="fold")
     for row in rows:
         try:
             find_weights(row)
             here = "yes"
         except WeightsError:
             here = "-"
-        table.add_row(row.name, row.source, f"{row.dimensions}D", row.licence, here, row.description)
+        network = f"{row.source}, {row.dimensions}D"
+        table.add_row(row.name, network, row.licence, here, row.description)
     console.print(table)
 
 
@@ -170,9 +175,11 @@ def _cell(value: Any) -> str:
 
 
 def _print_layers(layers: Sequence[dict[str, Any]]) -> None:
-    table = Table(title="Layers", title_justify="left")
-    for column in ("layer", "2D kernel", "3D kernel", "stride", "depth padding", "rule"):
-        table.add_column(column)
+    title = "Layers: kernel in 2D and 3D, stride, padding along depth"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("layer", no_wrap=True)  # overrides of a plan name it: never cut
+    for column in ("2D", "3D", "stride", "padding", "rule"):
+        table.add_column(column, overflow="fold")
     for layer in layers:
         table.add_row(
             layer["name"],
@@ -180,7 +187,7 @@ def _print_layers(layers: Sequence[dict[str, Any]]) -> None:
             _by([taps or "all" for taps in layer["kernel_3d"]]),  # 0: attention over all slices
             _by(layer["stride_3d"]),
             layer["padding"],
-            layer["rule"],
+            layer["rule"].removesuffix("Rule"),
         )
     console.print(table)
 

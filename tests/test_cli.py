@@ -267,3 +267,11 @@ def test_the_process_ends_with_the_code_and_one_line():
 
 def test_the_version_is_said(medi3d):
     assert medi3d("--version") == (0, f"medi3d {version('medi3d')}\n", "")
+
+
+def test_names_that_users_copy_are_never_cut(medi3d):
+    _, out, _ = medi3d("weights", "list")
+    assert all(name in out for name in ("kinetics400/i3d-rgb-imagenet", "imagenet/efficientnet-lite0"))
+    _, out, _ = medi3d("inspect", "timm:test_resnet", "--size", 32)
+    assert "…" not in out
+    assert "layer4.0.downsample.0" in out
