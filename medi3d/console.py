@@ -176,7 +176,7 @@ def _cell(value: Any) -> str:
 
 def _print_layers(layers: Sequence[dict[str, Any]]) -> None:
     title = "Layers: kernel in 2D and 3D, stride, padding along depth"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", no_wrap=True)  # overrides of a plan name it: never cut
     for column in ("2D", "3D", "stride", "padding", "rule"):
         table.add_column(column, overflow="fold")
