@@ -72,6 +72,15 @@ class NetworkSettings:
         }
         return {key: value for key, value in options.items() if value is not None}
 
+    def decoder_options(self) -> dict[str, Any]:
+        """Options of `create_segmenter` beside those of its encoder."""
+        return {
+            "channels": self.decoder_channels,
+            "norm": self.norm,
+            "deep_supervision": self.deep_supervision,
+            "head": self.head,
+        }
+
 
 def build_network(
     settings: NetworkSettings, task: str, num_classes: int, *, read_weights: bool = True
@@ -97,14 +106,7 @@ def build_network(
     torch.manual_seed(rest_seed)  # decoder and head start the same, whatever filled the encoder
     if task == "classification":
         return create_classifier(encoder, num_classes=num_classes, dropout=settings.dropout)
-    return create_segmenter(
-        encoder,
-        num_classes=num_classes,
-        channels=settings.decoder_channels,
-        norm=settings.norm,
-        deep_supervision=settings.deep_supervision,
-        head=settings.head,
-    )
+    return create_segmenter(encoder, num_classes=num_classes, **settings.decoder_options())
 
 
 def create_segmenter(

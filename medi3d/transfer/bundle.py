@@ -151,9 +151,7 @@ def _network(experiment: SegmentationExperiment, folder: Path) -> dict[str, Any]
     return {
         "encoder_or_source": source,
         "num_classes": len(experiment.data.label_names) + 1,
-        "channels": settings.decoder_channels,
-        "norm": settings.norm,
-        "deep_supervision": settings.deep_supervision,
+        **settings.decoder_options(),
         "weights": weights,
         "read_weights": False,
         **options,

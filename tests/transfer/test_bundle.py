@@ -79,7 +79,7 @@ def test_monai_verifies_and_runs_it_and_its_masks_are_those_of_predict(cohort, c
 
 
 @pytest.mark.parametrize("by", ["source", "weights"])
-def test_it_brings_its_artifact_and_its_norms(config, tmp_path, by):
+def test_it_brings_its_artifact_its_norms_and_its_head(config, tmp_path, by):
     torch.manual_seed(0)
     encoder = create_encoder("timm:test_resnet", levels=2)
     path = save_artifact(encoder, tmp_path / "e.safetensors")
@@ -87,7 +87,8 @@ def test_it_brings_its_artifact_and_its_norms(config, tmp_path, by):
         "source": [f"network.source={path}"],
         "weights": ["network.source=timm:test_resnet", "network.levels=2", f"network.weights=file:{path}"],
     }[by]
-    run = trained(config, tmp_path / "run", *network, "strategy=full", "tuning.batchnorm=group")
+    kinds = ["tuning.batchnorm=group", "network.head=subpixel", "network.decoder_channels=[8]"]
+    run = trained(config, tmp_path / "run", *network, "strategy=full", *kinds)
     bundle = export_bundle(load_run(run), run, tmp_path / "bundle")
     path.unlink()
     from monai.bundle import ConfigParser
