@@ -45,10 +45,8 @@ class Segmenter(nn.Module):
             norm,
             full_resolution=head == "convolution",
         )
-        finest, *coarser = self.decoder.out_channels if deep_supervision else self.decoder.out_channels[:1]
-        first: nn.Module = nn.Conv3d(finest, num_classes, 1)
-        if self.decoder.finest != (1, 1, 1):
-            first = SubpixelHead(finest, num_classes, self.decoder.finest)
+        coarser = self.decoder.out_channels[1:] if deep_supervision else []
+        first = finest_head(self.decoder, num_classes)
         self.heads = nn.ModuleList([first, *(nn.Conv3d(width, num_classes, 1) for width in coarser)])
         self.coarsest: Triple = declared.strides[-1]
         whole = _drops_ends(encoder) or _moves_with_size(encoder)
@@ -71,6 +69,14 @@ class Segmenter(nn.Module):
         if not self.training or len(self.heads) == 1:
             return finest
         return [finest, *(head(x) for head, x in zip(self.heads[1:], maps[1:], strict=True))]
+
+
+def finest_head(decoder: Decoder, outputs: int) -> nn.Module:
+    """What turns the decoder's finest map into `outputs` numbers for each voxel."""
+    width = decoder.out_channels[0]
+    if decoder.finest == (1, 1, 1):
+        return nn.Conv3d(width, outputs, 1)
+    return SubpixelHead(width, outputs, decoder.finest)
 
 
 def check_head(head: str) -> None:

@@ -35,6 +35,7 @@ from medi3d.engine.pretext import PretextSettings, group_numbers
 from medi3d.errors import ConfigError
 from medi3d.inflation.network import Inflated
 from medi3d.models.networks import NetworkSettings, build_network
+from medi3d.models.segmenter import finest_head
 from medi3d.transfer.experiment import PretrainingExperiment
 
 
@@ -167,8 +168,7 @@ def pretext_network(settings: NetworkSettings, outputs: int, *, read_weights: bo
             f"network.source is {settings.source!r}: it is 3D from the start, and pretraining keeps inflated "
             "encoders (inception_v1, timm:NAME, torchvision:NAME, monai:NAME or an artifact of these)"
         )
-    width = network.decoder.out_channels[0]
-    network.heads = nn.ModuleList([nn.Conv3d(width, outputs, 1)])
+    network.heads = nn.ModuleList([finest_head(network.decoder, outputs)])
     if network.decoder.has_input_branch:
-        network.decoder.input_branch = NoView(width)
+        network.decoder.input_branch = NoView(network.decoder.out_channels[0])
     return network

@@ -55,9 +55,18 @@ def pretrained(cohort, tmp_path_factory):
     return folder / "run", run_training(pretraining(cohort, config), folder / "run")
 
 
-@pytest.mark.parametrize("kind", ["masked", "restoration", "synthetic"])
-def test_loss_falls(cohort, config, tmp_path, kind, monkeypatch):
-    steps = ["training.steps=25", "training.validate_every=25", "training.learning_rate=0.02"]
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [("masked", "convolution"), ("restoration", "convolution"), ("synthetic", "subpixel")],
+    ids=["masked", "restoration", "synthetic"],
+)
+def test_loss_falls(cohort, config, tmp_path, kind, head, monkeypatch):
+    steps = [
+        f"network.head={head}",
+        "training.steps=25",
+        "training.validate_every=25",
+        "training.learning_rate=0.02",
+    ]
     losses = []
     with_handler(
         monkeypatch, Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"])
