@@ -126,10 +126,12 @@ def print_weights(rows: Iterable[Any]) -> None:
 def print_effects(results: Any) -> None:
     """The answer, and a line for each finding, in hundredths of the score."""
     measure = results.measure
-    table = Table(title=f"Against the reference, {measure.points}", title_justify="left")
-    place = ("group", "arm", "strategy", "labels", "budget")
-    for column in (*place, measure.name, "difference", "95 %", "verdict"):
-        table.add_column(column)
+    table = _compact(f"Against the reference, {measure.points}")
+    for column in ("group", "arm"):
+        table.add_column(column, overflow="fold")
+    for column in ("strategy", "labels", "budget", measure.name, "diff.", "95 %"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("verdict")
     for finding in results.findings:
         point, effect = finding.point, finding.effect
         table.add_row(
@@ -175,8 +177,7 @@ def _cell(value: Any) -> str:
 
 
 def _print_layers(layers: Sequence[dict[str, Any]]) -> None:
-    title = "Layers: kernel in 2D and 3D, stride, padding along depth"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = _compact("Layers: kernel in 2D and 3D, stride, padding along depth")
     table.add_column("layer", no_wrap=True)  # overrides of a plan name it: never cut
     for column in ("2D", "3D", "stride", "padding", "rule"):
         table.add_column(column, overflow="fold")
@@ -190,6 +191,11 @@ def _print_layers(layers: Sequence[dict[str, Any]]) -> None:
             layer["rule"].removesuffix("Rule"),
         )
     console.print(table)
+
+
+def _compact(title: str) -> Table:
+    """A table without frames, so that many columns fit into 80 characters."""
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
 
 
 def _by(numbers: Sequence[int | str]) -> str:
