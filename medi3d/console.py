@@ -127,19 +127,13 @@ def print_effects(results: Any) -> None:
     """The answer, and a line for each finding, in hundredths of the score."""
     measure = results.measure
     table = _compact(f"Against the reference, {measure.points}")
-    for column in ("group", "arm"):
-        table.add_column(column, overflow="fold")
-    for column in ("strategy", "labels", "budget", measure.name, "diff.", "95 %"):
+    table.add_column("arm")
+    for column in (measure.name, "diff.", "95 %", "verdict"):
         table.add_column(column, no_wrap=True)
-    table.add_column("verdict")
     for finding in results.findings:
         point, effect = finding.point, finding.effect
         table.add_row(
-            point.group,
-            point.arm,
-            point.strategy,
-            str(point.labels or "all"),
-            point.budget,
+            f"{point.group}: {point.arm}, {point.strategy}, {point.labels or 'all'} labels, {point.budget}",
             f"{100 * finding.arm_score:.1f}",
             f"{100 * effect.mean:+.1f}",
             f"{100 * effect.low:+.1f} to {100 * effect.high:+.1f}",
