@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Masks from their own grid to 1 mm and back: Dice per set, for structures of more than 50 voxels.
+"""Masks from their own grid to 1 mm or another spacing and back: Dice per set, structures of over 50 voxels.
 
 Usage: python scripts/bench_geometry.py [--data ../shared/data] [SET ...]
 
@@ -40,6 +40,8 @@ SETS = {
     "TotalSegmentator DICOM": "dicom/totalsegmentator_ct/*.nii.gz",
     "DICOM series": "dicom/*/Study*/*",
 }
+Triple = tuple[float, float, float]
+
 SMALLEST = 50
 MARGIN = 3
 
@@ -52,21 +54,24 @@ def main() -> None:
     default = Path(os.environ.get("MEDI3D_SHARED", "../shared")) / "data"
     parser.add_argument("--data", type=Path, default=default)
     parser.add_argument("--files", type=int, help="at most so many of each set")
+    parser.add_argument(
+        "--spacing", type=float, nargs=3, default=(1.0, 1.0, 1.0), help="mm: depth, height, width"
+    )
     given = parser.parse_args()
     print("| set | files | structures | labels: worst | mean | probabilities: worst | mean | grid kept |")
     print("|---|---|---|---|---|---|---|---|")
     for name in given.sets or SETS:
-        print(row(name, sorted(given.data.glob(SETS[name]))[: given.files]), flush=True)
+        print(row(name, sorted(given.data.glob(SETS[name]))[: given.files], tuple(given.spacing)), flush=True)
 
 
-def row(name: str, files: list[Path]) -> str:
+def row(name: str, files: list[Path], spacing: Triple) -> str:
     found, kept = [], 0
     for file in files:
         mask = read_mask(file)
-        canonical = to_canonical(mask, (1.0, 1.0, 1.0), label=True)
+        canonical = to_canonical(mask, spacing, label=True)
         back = restore_mask(to_array(canonical), canonical, mask)
         kept += not grid_difference(back, mask) and back.GetDirection() == mask.GetDirection()
-        found += list(scores(mask, back))
+        found += list(scores(mask, back, spacing))
     if not found:
         return f"| {name} | {len(files)} | 0 | | | | | {kept} |"
     hard, soft = np.array(found).T
@@ -81,20 +86,20 @@ def read_mask(path: Path) -> sitk.Image:
     return sitk.Cast(image, sitk.sitkUInt16)
 
 
-def scores(mask: sitk.Image, back: sitk.Image) -> Iterator[tuple[float, float]]:
+def scores(mask: sitk.Image, back: sitk.Image, spacing: Triple) -> Iterator[tuple[float, float]]:
     before, after = sitk.GetArrayViewFromImage(mask), sitk.GetArrayViewFromImage(back)
     for value in np.unique(before)[1:]:
         if (before == value).sum() > SMALLEST:
-            yield dice(before == value, after == value), by_probability(mask == int(value))
+            yield dice(before == value, after == value), by_probability(mask == int(value), spacing)
 
 
-def by_probability(mask: sitk.Image) -> float:
-    """Dice of one structure, cropped, whose share goes to 1 mm and back, half and more being it."""
+def by_probability(mask: sitk.Image, spacing: Triple) -> float:
+    """Dice of one structure, cropped, whose share goes there and back, half and more being it."""
     places = np.argwhere(sitk.GetArrayViewFromImage(mask))
     low, high = np.maximum(places.min(0) - MARGIN, 0)[::-1], (places.max(0) + 1 + MARGIN)[::-1]
     part = mask[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
     grid = oriented_grid(part)
-    canonical = to_canonical(part, (1.0, 1.0, 1.0), label=True)
+    canonical = to_canonical(part, spacing, label=True)
     share = torch.from_numpy(sitk.GetArrayFromImage(sitk.DICOMOrient(part, "LPS"))).float()
     slabs = interpolate(share, taps_between(grid, canonical))[None].split(8, dim=1)
     back = torch.cat(list(restored_slabs(slabs, canonical, grid)), dim=1)[0]

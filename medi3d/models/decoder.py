@@ -53,7 +53,10 @@ class Decoder(nn.Module):
             skips, strides = [in_channels, *skips], [(1, 1, 1), *strides]
         self.ratios = _ratios(strides)
         if not self.ratios:
-            raise ShapeError(f"a decoder joins two resolutions or more; here is one, of stride {strides[0]}")
+            raise ShapeError(
+                f"a decoder joins two resolutions or more; here is one, of stride {strides[0]}: "
+                "use more levels of the encoder, or the head convolution"
+            )
         widths = list(channels or default_channels(strides))
         if len(widths) != len(self.ratios):
             raise ShapeError(

@@ -183,3 +183,11 @@ def test_labels_keep_their_numbers_when_they_are_turned(labels):
     still = AugmentationSettings(affine=1.0, rotation=0.0, scale=0.0, gamma=0.0, noise=0.0)
     changed = build_augmentation(still)({"image": label.float(), "label": label})
     assert torch.equal(changed["label"], label)
+
+
+def test_so_many_samples_are_turned_as_asked():
+    image = torch.arange(1000.0).view(1, 10, 10, 10)
+    augment = build_augmentation(AugmentationSettings(affine=0.3, gamma=0.0, noise=0.0))
+    torch.manual_seed(0)
+    turned = sum(not torch.equal(augment({"image": image})["image"], image) for _ in range(200))
+    assert 40 <= turned <= 80  # 60 on the mean, standard deviation 6.5
