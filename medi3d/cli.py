@@ -401,7 +401,8 @@ def compare(
     results = run_comparison(comparison, resolve, folder, computed, resume=resume)
     print_effects(results)
     typer.echo(f"{folder / 'report.html'}")
-    write_json(json_file, {"answer": results.answer, "effects": [f.row() for f in results.findings]})
+    effects, overall = ([f.row() for f in found] for found in (results.findings, results.overall))
+    write_json(json_file, {"answer": results.answer, "effects": effects, "overall": overall})
     for cell, why in results.failed.items():
         typer.echo(f"medi3d: run {cell} failed: {why}", err=True)
     if results.failed:

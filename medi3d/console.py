@@ -124,23 +124,30 @@ def print_weights(rows: Iterable[Any]) -> None:
 
 
 def print_effects(results: Any) -> None:
-    """The answer, and a line for each finding, in hundredths of the score."""
-    measure = results.measure
-    table = _compact(f"Against the reference, {measure.points}")
+    """A line for each finding, in hundredths of the score, and the answer."""
+    _print_findings(
+        f"Against the reference, {results.measure.points}", results.findings, results.measure.name
+    )
+    if results.overall:
+        _print_findings("The same over all numbers of labels", results.overall, results.measure.name)
+    console.print(results.answer, soft_wrap=True, highlight=False)
+
+
+def _print_findings(title: str, findings: Sequence[Any], score: str) -> None:
+    table = _compact(title)
     table.add_column("arm")
-    for column in (measure.name, "diff.", "95 %", "verdict"):
+    for column in (score, "diff.", "95 %", "verdict"):
         table.add_column(column, no_wrap=True)
-    for finding in results.findings:
+    for finding in findings:
         point, effect = finding.point, finding.effect
         table.add_row(
-            f"{point.group}: {point.arm}, {point.strategy}, {point.labels or 'all'} labels, {point.budget}",
+            f"{point.group}: {point.arm}, {point.strategy}, {finding.labels} labels, {point.budget}",
             f"{100 * finding.arm_score:.1f}",
             f"{100 * effect.mean:+.1f}",
             f"{100 * effect.low:+.1f} to {100 * effect.high:+.1f}",
             effect.verdict,
         )
     console.print(table)
-    console.print(results.answer, soft_wrap=True, highlight=False)
 
 
 def print_facts(title: str, facts: dict[str, Any]) -> None:

@@ -20,14 +20,14 @@ MOST_PANELS = 8
 
 
 def plot_effects(results: Results, path: Path) -> Path:
-    """Every finding with its interval, in hundredths, coloured by its verdict."""
-    findings = results.findings
+    """Every finding with its interval, in hundredths, coloured by its verdict; means over labels on top."""
+    findings = [*results.overall, *results.findings]
     figure = Figure(figsize=(10, 1.2 + 0.32 * len(findings)), layout="constrained")
     axes = figure.subplots()
     for row, finding in enumerate(findings):
         effect, colour = finding.effect, VERDICTS[finding.effect.verdict]
         axes.plot([100 * effect.low, 100 * effect.high], [row, row], color=colour, linewidth=2)
-        axes.plot(100 * effect.mean, row, "o", color=colour)
+        axes.plot(100 * effect.mean, row, "D" if finding.over else "o", color=colour)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(findings)), [_words(finding) for finding in findings])
     axes.set_ylim(len(findings) - 0.5, -0.5)
@@ -95,9 +95,7 @@ def plot_scatter(results: Results, path: Path) -> Path:
         axes.plot([low, high], [low, high], color="black", linewidth=0.8)
         axes.plot(across, upwards, "o", markersize=4, alpha=0.7)
         point = finding.point
-        axes.set_title(
-            f"{point.arm}, {point.strategy}\n{point.labels or 'all'} labels, {point.budget}", size=9
-        )
+        axes.set_title(f"{point.arm}, {point.strategy}\n{finding.labels} labels, {point.budget}", size=9)
         axes.set_xlabel(finding.reference.arm)
         axes.set_aspect("equal")
     return save_figure(figure, path)
@@ -142,4 +140,4 @@ def _look(results: Results, point: Point) -> dict[str, Any]:
 
 def _words(finding: Finding) -> str:
     point = finding.point
-    return f"{point.group}: {point.arm}, {point.strategy}, n = {point.labels or 'all'}, {point.budget}"
+    return f"{point.group}: {point.arm}, {point.strategy}, n = {finding.labels}, {point.budget}"

@@ -1,9 +1,10 @@
 """What came out of a comparison: tables of runs, of cases and of effects."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ class Finding:
     """One arm against the reference of its group, at one strategy, number of labels and budget.
 
     Attributes:
-        point: where in the grid; its seed and fold are those of the first run, and mean nothing.
+        point: where in the grid; its seed and fold are those of the first run, and mean nothing. With
+            `over` its number of labels means nothing either.
         reference: the same for the reference.
         effect: of the score, arm minus reference; its cases are the measure's units.
         arm_score: mean over seeds and cases.
@@ -36,6 +38,7 @@ class Finding:
             cases, as a share of what the reference took for all its training; median over runs, infinity:
             never.
         measure: what is scored.
+        over: numbers of labels over which all this is the mean; empty: for that of `point` alone.
     """
 
     point: Point
@@ -47,15 +50,23 @@ class Finding:
     p_holm: float
     speed: Mapping[str, float]
     measure: Measure = MEASURES["segmentation"]
+    over: tuple[int, ...] = ()
+
+    @property
+    def labels(self) -> int | str:
+        """The number of labels, in words where it is not one number."""
+        if self.over:
+            return f"mean of {', '.join(str(number or 'all') for number in self.over)}"
+        return self.point.labels or "all"
 
     def row(self) -> dict[str, Any]:
-        """A row of `effects.csv`."""
+        """A row of `effects.csv`, or of `overall.csv`."""
         point = self.point
         return {
             "group": point.group,
             "arm": point.arm,
             "strategy": point.strategy,
-            "labels": point.labels or "all",
+            "labels": self.labels,
             "budget": point.budget,
             "reference": self.reference.arm,
             self.measure.key: self.arm_score,
@@ -104,15 +115,26 @@ class Results:
     @cached_property
     def findings(self) -> list[Finding]:
         """All arms but the references, in the order of the config, with corrected p-values."""
-        found = [self._finding(series) for series in self._series()]
-        kept = [finding for finding in found if finding is not None]
-        corrected = holm([finding.effect.p_value for finding in kept])
-        return [replace(f, p_holm=p) for f, p in zip(kept, corrected, strict=True)]
+        return _corrected(self._finding([point]) for point in self._series())
+
+    @cached_property
+    def overall(self) -> list[Finding]:
+        """The same over all numbers of labels at once, for arms that have several; corrected by themselves.
+
+        The score of a case is its mean over the numbers of labels, so that seeds and cases stay what is
+        drawn anew.
+        """
+        series: dict[Point, list[Point]] = {}
+        for point in self._series():
+            series.setdefault(replace(point, labels=0), []).append(point)
+        return _corrected(self._finding(points) for points in series.values() if len(points) > 1)
 
     @property
     def answer(self) -> str:
-        """The whole comparison in a sentence."""
-        return answer(self.findings)
+        """The whole comparison in a sentence: over all numbers of labels, where an arm has several."""
+        told = {replace(finding.point, labels=0) for finding in self.overall}
+        single = [finding for finding in self.findings if replace(finding.point, labels=0) not in told]
+        return answer([*self.overall, *single])
 
     def complete_seeds(self, point: Point) -> list[int]:
         """Seeds for which `point` is done in all folds."""
@@ -157,43 +179,58 @@ class Results:
             point.labels or 10**9,
         )
 
-    def _finding(self, point: Point) -> Finding | None:
-        reference = self.grid.reference_of(point)
-        seeds = [s for s in self.complete_seeds(point) if s in self.complete_seeds(reference)]
+    def _finding(self, points: Sequence[Point]) -> Finding | None:
+        """An arm at one number of labels, or over several; None: no seed is done for all of them."""
+        references = [self.grid.reference_of(point) for point in points]
+        complete = [set(self.complete_seeds(point)) for point in (*points, *references)]
+        seeds = [seed for seed in self.grid.comparison.seeds if all(seed in done for done in complete)]
         if not seeds:
             return None
-        (arm, names), (other, _) = self.score_table(point, seeds), self.score_table(reference, seeds)
+        (arm, names), (other, _) = self._mean_table(points, seeds), self._mean_table(references, seeds)
         units = [self.grid.subjects[name] for name in names]
         return Finding(
-            point=point,
-            reference=reference,
+            point=points[0],
+            reference=references[0],
             effect=paired_effect(by_unit(arm - other, units)),
             arm_score=float(arm.mean()),
             reference_score=float(other.mean()),
             seed_spread=float(other.mean(axis=1).std(ddof=1)) if len(seeds) > 1 else math.nan,
             p_holm=math.nan,
             speed={
-                unit: self._speed(point, reference, seeds, column) for unit, column in CURVE_UNITS.items()
+                unit: self._speed(list(zip(points, references, strict=True)), seeds, column)
+                for unit, column in CURVE_UNITS.items()
             },
             measure=self.measure,
+            over=tuple(point.labels for point in points) if len(points) > 1 else (),
         )
 
-    def _speed(self, point: Point, reference: Point, seeds: list[int], column: str) -> float:
-        shares, score = [], self.measure.key
-        for seed in seeds:
-            for fold in range(self.grid.comparison.folds):
-                goal = self.done[replace(reference, seed=seed, fold=fold)].curve[-1]
-                curve = self.done[replace(point, seed=seed, fold=fold)].curve
-                shares.append(budget_to_reach(curve, goal[score], column, score) / goal[column])
+    def _mean_table(self, points: Sequence[Point], seeds: list[int]) -> tuple[np.ndarray, list[str]]:
+        tables = [self.score_table(point, seeds) for point in points]
+        return np.mean([scores for scores, _ in tables], axis=0), tables[0][1]
+
+    def _speed(self, pairs: Sequence[tuple[Point, Point]], seeds: list[int], column: str) -> float:
+        shares, score, folds = [], self.measure.key, range(self.grid.comparison.folds)
+        for (point, reference), seed, fold in product(pairs, seeds, folds):
+            goal = self.done[replace(reference, seed=seed, fold=fold)].curve[-1]
+            curve = self.done[replace(point, seed=seed, fold=fold)].curve
+            shares.append(budget_to_reach(curve, goal[score], column, score) / goal[column])
         return float(np.median(shares))
 
 
+def _corrected(found: Iterable[Finding | None]) -> list[Finding]:
+    """What was found, with p-values corrected for their number."""
+    kept = [finding for finding in found if finding is not None]
+    corrected = holm([finding.effect.p_value for finding in kept])
+    return [replace(finding, p_holm=p) for finding, p in zip(kept, corrected, strict=True)]
+
+
 def write_results(results: Results, folder: Path) -> None:
-    """Write `results.csv`, `cases.csv` and `effects.csv`; an empty table is left out."""
+    """Write `results.csv`, `cases.csv`, `effects.csv` and `overall.csv`; an empty table is left out."""
     tables = {
         "results.csv": results.run_rows(),
         "cases.csv": results.case_rows(),
         "effects.csv": [finding.row() for finding in results.findings],
+        "overall.csv": [finding.row() for finding in results.overall],
     }
     for name, rows in tables.items():
         if rows:

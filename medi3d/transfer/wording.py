@@ -50,8 +50,7 @@ def points(finding: "Finding") -> str:
 def place(finding: "Finding") -> str:
     """Where in the grid a finding stands."""
     point = finding.point
-    count = f"{point.labels} labels" if point.labels else "all labels"
-    return f"{point.group}: {point.arm}, {point.strategy}, {count}, {point.budget}"
+    return f"{point.group}: {point.arm}, {point.strategy}, {finding.labels} labels, {point.budget}"
 
 
 def speed(share: float) -> str:

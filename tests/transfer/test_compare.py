@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from medi3d.transfer.cell import run_cell
 from medi3d.transfer.compare import best_rates, run_comparison
 from medi3d.transfer.executor import LocalExecutor, RayExecutor, make_executor
 from medi3d.transfer.grid import Grid, Point
+from medi3d.transfer.statistics import paired_effect
+from medi3d.transfer.wording import answer
 from tests.transfer.conftest import CONFIG
 
 GRID = {
@@ -174,6 +177,29 @@ def test_tables_have_a_row_for_each_point_and_finding(compared):
     assert not results.failed
 
 
+def test_the_mean_over_numbers_of_labels_is_the_effect_of_each_case_s_mean(compared):
+    results, folder, _ = compared
+    (overall,) = results.overall
+    few, many = results.findings
+    tables = {
+        point: results.score_table(point, [0, 1])[0]
+        for finding in (few, many)
+        for point in (finding.point, finding.reference)
+    }
+    each = [tables[finding.point] - tables[finding.reference] for finding in (few, many)]
+    assert asdict(overall.effect) == pytest.approx(asdict(paired_effect((each[0] + each[1]) / 2)))
+    (row,) = read_table(folder / "overall.csv")
+    assert row["labels"] == "mean of 2, 3"
+    assert results.answer == answer([overall])
+
+
+def test_a_single_number_of_labels_has_no_mean_and_answers_itself(describe, tmp_path):
+    results = run_comparison(*describe(labels=[2]), tmp_path / "one", in_turn, report=lambda *_: None)
+    assert results.overall == []
+    assert not (tmp_path / "one" / "overall.csv").exists()
+    assert results.answer == answer(results.findings)
+
+
 def test_finished_runs_are_never_done_again(compared, monkeypatch):
     results, folder, made = compared
 
@@ -316,6 +342,7 @@ def test_the_command_says_what_it_found(compared, describe, tmp_path, monkeypatc
     said = json.loads(target.read_text())
     assert said["answer"] in " ".join(capsys.readouterr().out.split())
     assert len(said["effects"]) == 2
+    assert [row["labels"] for row in said["overall"]] == ["mean of 2, 3"]
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/compare").glob("*.yaml")), ids=lambda path: path.stem)
