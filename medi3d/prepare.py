@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,12 +19,13 @@ from medi3d.datasets.clips import ClipSettings, read_clip_list
 from medi3d.datasets.cohort import Case, Cohort, read_cohort, without_tests
 from medi3d.datasets.fingerprint import Fingerprint, examine_cohort, gather
 from medi3d.datasets.flow import fill_cache as fill_flow
+from medi3d.datasets.grid_loss import kept_by_grid
 from medi3d.datasets.volumes import VolumeSettings
 from medi3d.errors import ConfigError, DataError
 from medi3d.files import written_aside
 from medi3d.inflation.plan import KernelPlan
 from medi3d.transfer.experiment import SegmentationExperiment
-from medi3d.transfer.planning import Choice, plan_data, plan_patch
+from medi3d.transfer.planning import LITTLE, Choice, Kept, plan_data, plan_patch, spare_labels
 
 
 def run_prepare(
@@ -31,8 +33,9 @@ def run_prepare(
 ) -> dict[str, Any]:
     """Prepare the cohort of a segmentation config; of one that classifies clips, compute their flow.
 
-    Writes into `out`: `fingerprint.json`, `config.yaml` (complete; `medi3d train` takes it), a plan where
-    slices are thick, and `cache/` with every case as the network takes it.
+    Writes into `out`: `fingerprint.json`, `choices.json` (each with its reason, and what labels lose on the
+    chosen grid), `config.yaml` (complete; `medi3d train` takes it), a plan where slices are thick, and
+    `cache/` with every case as the network takes it.
 
     Args:
         config: needs `data.root`; what it says is kept, what it leaves open is chosen.
@@ -42,7 +45,7 @@ def run_prepare(
         workers: processes that read.
 
     Returns:
-        The fingerprint, the choices and the paths that were written.
+        The fingerprint, the choices, what labels keep on the grid, and the config's path.
 
     Raises:
         ConfigError: the config is of another task, or lacks what cannot be chosen.
@@ -57,7 +60,8 @@ def run_prepare(
     given.setdefault("name", config.stem)
     folder = out or Path("prepared") / str(given.name)
     cohort = read_cohort(given.data.root)
-    _add(given, _listed(cohort, _flat(given)))
+    listed = _listed(cohort, _flat(given))
+    _add(given, listed)
     cases = without_tests(cohort.cases)  # nothing is chosen by what a test set is like
     fingerprint = _examine(cases, _provisional(given), workers)
     _write(folder / "fingerprint.json", json.dumps(fingerprint.to_dict(), indent=2))
@@ -67,13 +71,25 @@ def run_prepare(
             f"{len(fingerprint.problems)} problems in {given.data.root}, each named above and in "
             f"{folder / 'fingerprint.json'}; the first: {fingerprint.problems[0]}"
         )
-    experiment, choices = _choose(given, fingerprint, folder, memory_gb)
+
+    @cache
+    def kept_by(spacing: tuple[float, ...]) -> Kept:
+        return kept_by_grid(cases, replace(_provisional(given), spacing=list(spacing)), workers)
+
+    experiment, choices = _choose(given, fingerprint, folder, memory_gb, kept_by)
+    choices = listed + choices
+    rows = [{"key": c.key, "chosen": str(c.value), "because": c.why} for c in choices]
+    print_rows("Chosen; give key=value to have it otherwise", rows)
+    kept = kept_by(tuple(experiment.data.spacing)) if experiment.data.spacing else {}
+    _show_kept(kept)
+    chosen = {"choices": [vars(choice) for choice in choices], "labels_kept_by_grid": kept}
+    _write(folder / "choices.json", json.dumps(chosen, indent=2))
     _fill(cases, experiment.data, workers)
     _write(folder / "config.yaml", OmegaConf.to_yaml(given))
     console.print(f"ready: medi3d train {folder / 'config.yaml'}", soft_wrap=True, highlight=False)
     return {
         "fingerprint": fingerprint.to_dict(),
-        "choices": [vars(choice) for choice in choices],
+        **chosen,
         "config": str(folder / "config.yaml"),
     }
 
@@ -134,11 +150,16 @@ def _examine(cases: Sequence[Case], settings: VolumeSettings, workers: int) -> F
 
 
 def _choose(
-    given: DictConfig, fingerprint: Fingerprint, folder: Path, memory_gb: float
+    given: DictConfig,
+    fingerprint: Fingerprint,
+    folder: Path,
+    memory_gb: float,
+    kept_by: Callable[[tuple[float, ...]], Kept],
 ) -> tuple[SegmentationExperiment, list[Choice]]:
     """Fill `given` in; the experiment that it then describes, and what was chosen."""
     labels = [str(name) for name in given.data.labels]
     choices = plan_data(fingerprint, _flat(given), labels)
+    choices = spare_labels(choices, fingerprint, lambda spacing: kept_by(tuple(spacing)))
     plans = [choice for choice in choices if choice.key == "network.plan"]
     if plans:
         plan = KernelPlan.from_spacing(plans[0].value["from_spacing"])
@@ -152,8 +173,6 @@ def _choose(
         _add(given, patch)
         choices += patch
         experiment = complete(given)
-    rows = [{"key": c.key, "chosen": str(c.value), "because": c.why} for c in choices]
-    print_rows("Chosen; give key=value to have it otherwise", rows)
     return experiment, choices
 
 
@@ -196,6 +215,23 @@ def _show(fingerprint: Fingerprint) -> None:
     ]
     files = ", ".join(sorted({case.orientation for case in cases}))
     print_rows(f"{len(cases)} cases, {len(labelled)} with labels; axes in the files: {files}", rows)
+
+
+def _show_kept(kept: Kept) -> None:
+    """Dice of labels with themselves after the grid and back, and a warning where much is lost."""
+    if not kept:
+        return
+    rows = [{"label": n, "mean": f"{v['mean']:.3f}", "worst": f"{v['worst']:.3f}"} for n, v in kept.items()]
+    print_rows("Dice onto the grid and back", rows)
+    low = [f"{name} {values['mean']:.3f}" for name, values in kept.items() if values["mean"] < LITTLE]
+    if low:
+        console.print(
+            f"little is kept of {', '.join(low)}: give a finer data.spacing=[D,H,W], or data.spacing=null, "
+            "which keeps each scan's own grid",
+            style="yellow",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def _flat(given: Any, prefix: str = "") -> dict[str, Any]:

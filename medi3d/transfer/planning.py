@@ -6,7 +6,7 @@ spacing from the median, patch as large as memory allows, intensities from the l
 
 import re
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,6 +24,12 @@ from medi3d.transfer.experiment import SegmentationExperiment
 
 THICK = 3.0
 """Slices more than so many times thicker than in-plane voxels are wide keep their own spacing."""
+
+LITTLE = 0.95
+"""A label whose Dice with itself, onto the grid and back, is below this loses more than networks err by."""
+
+Kept = Mapping[str, Mapping[str, float]]
+"""Label -> "mean" and "worst" of that Dice, as `kept_by_grid` gives it."""
 
 BATCH = 2
 """Samples a step: memory goes into the patch first, as in nnU-Net."""
@@ -106,6 +112,41 @@ def _grid(fingerprint: Fingerprint, given: Mapping[str, Any]) -> list[Choice]:
     side = float(f"{(median[0] * median[1] * median[2]) ** (1 / 3):.3g}")
     why = f"isotropic, with as many voxels as the median spacing {shown} mm gives"
     return [Choice("data.spacing", [side] * 3, why)]
+
+
+def spare_labels(
+    choices: Sequence[Choice], fingerprint: Fingerprint, kept_by: Callable[[Sequence[float]], Kept]
+) -> list[Choice]:
+    """The choices, with the cohort's median spacing where cubes cost the labels more than that does.
+
+    Args:
+        choices: of `plan_data`.
+        fingerprint: of the cohort.
+        kept_by: spacing -> what labels keep on that grid.
+    """
+    found = [choice for choice in choices if choice.key == "data.spacing" and choice.value]
+    if not found or len(set(found[0].value)) > 1:  # given, nothing to resample, or no cubes
+        return list(choices)
+    (cubes,) = found
+    median = [float(f"{side:.3g}") for side in fingerprint.spacing]
+    lost = least_kept(kept_by(cubes.value))
+    if lost is None or lost[1] >= LITTLE or median == cubes.value:
+        return list(choices)
+    other = least_kept(kept_by(median))
+    assert other is not None
+    if other[1] <= lost[1]:
+        return list(choices)
+    why = (
+        f"median of the cohort: on cubes of {cubes.value[0]:g} mm {lost[0]} keeps a Dice of {lost[1]:.3f} "
+        f"with itself, here the least is {other[1]:.3f} ({other[0]})"
+    )
+    return [replace(cubes, value=median, why=why) if choice is cubes else choice for choice in choices]
+
+
+def least_kept(kept: Kept) -> tuple[str, float] | None:
+    """The label that loses most, and what it keeps on the mean; None: no case is labelled."""
+    means = [(values["mean"], name) for name, values in kept.items()]
+    return (min(means)[1], min(means)[0]) if means else None
 
 
 def symmetric_pairs(labels: Sequence[str]) -> list[list[str]]:

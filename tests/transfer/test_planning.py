@@ -7,7 +7,7 @@ import pytest
 from medi3d.datasets.fingerprint import CaseFacts, Fingerprint
 from medi3d.errors import ConfigError, Medi3dError
 from medi3d.transfer import planning
-from medi3d.transfer.planning import plan_data, plan_patch, symmetric_pairs
+from medi3d.transfer.planning import plan_data, plan_patch, spare_labels, symmetric_pairs
 
 
 def cohort(spacing=(1.0, 1.0, 1.0), shape=(40, 50, 60), low=0.0) -> Fingerprint:
@@ -46,6 +46,31 @@ def test_spacing_is_isotropic_unless_slices_are_thick(spacing, expected):
     assert choices["data.spacing"] == expected
     thick = spacing == (2.0, 0.5, 0.5)
     assert ("network.plan" in choices) == ("augmentation.in_plane" in choices) == thick
+
+
+@pytest.mark.parametrize(
+    ("cubes", "median", "expected"),
+    [(0.96, 1.0, [2.0] * 3), (0.9, 0.94, [4.0, 2.0, 1.0]), (0.9, 0.89, [2.0] * 3)],
+    ids=["little lost", "median better", "median worse"],
+)
+def test_cubes_give_way_where_they_cost_a_label_more_than_the_median_spacing(cubes, median, expected):
+    keeps = {2.0: cubes, 4.0: median}
+    fingerprint = cohort((4.0, 2.0, 1.0))
+
+    def kept_by(spacing):
+        return {"thin": {"mean": keeps[spacing[0]]}, "thick": {"mean": 1.0}}
+
+    (grid,) = (
+        c for c in spare_labels(plan_data(fingerprint, {}, ["a"]), fingerprint, kept_by) if "spac" in c.key
+    )
+    assert grid.value == expected
+    assert ("thin keeps a Dice of 0.900" in grid.why) == (expected[0] == 4.0)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 0.5, 0.5)], ids=["own grid", "thick slices"])
+def test_other_grids_are_left_alone(spacing):
+    choices = plan_data(cohort(spacing), {}, ["a"])
+    assert spare_labels(choices, cohort(spacing), lambda _: pytest.fail("asked")) == choices
 
 
 def test_ct_takes_its_window_from_labelled_voxels_and_mr_each_case_its_own():

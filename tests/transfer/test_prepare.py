@@ -39,6 +39,9 @@ def test_what_is_left_open_is_chosen_and_what_is_given_is_kept(prepare):
     described = json.loads((folder / "fingerprint.json").read_text())
     assert len(described["cases"]) == 8
     assert not described["problems"]
+    stored = json.loads((folder / "choices.json").read_text())
+    assert {"data.spacing", "data.labels"} <= {choice["key"] for choice in stored["choices"] if choice["why"]}
+    assert stored["labels_kept_by_grid"]["low"]["mean"] > 0.8
     assert len(list((folder / "cache").iterdir())) == 8
 
 
