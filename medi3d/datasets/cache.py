@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medi3d.datasets.cohort import Case, load_case
-from medi3d.datasets.patches import labelled_voxels
+from medi3d.datasets.patches import PLACES, labelled_voxels
 from medi3d.datasets.volumes import VolumeSettings
 from medi3d.datasets.workers import process_pool
 from medi3d.errors import DataError, Medi3dError
@@ -29,9 +29,6 @@ VERSION = 1
 
 ASIDE = ".tmp"
 """Ends the names of folders in which files are written, NAME.PROCESS.tmp; safetensors has files aside too."""
-
-PLACES = 10_000
-"""Voxels of each label that are remembered, for patches around what is labelled."""
 
 SHAPING = ("channels", "spacing", "normalisation", "labels", "empty_labels", "overlaps")
 """Keys of `VolumeSettings` on which a loaded case depends."""

@@ -8,6 +8,9 @@ import torch
 from medi3d.axes import to_triple
 from medi3d.errors import ConfigError, ShapeError
 
+PLACES = 10_000
+"""Voxels of each label that are remembered, for patches around what is labelled."""
+
 
 def sample_patch(sample: Mapping[str, Any], size: Sequence[int], foreground: float) -> dict[str, Any]:
     """Cut a random patch out of a sample; all other entries are passed on.

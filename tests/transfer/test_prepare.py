@@ -46,7 +46,13 @@ def test_what_is_left_open_is_chosen_and_what_is_given_is_kept(prepare):
 
 
 def test_training_on_the_cache_is_training_without_it(prepare, tmp_path):
-    quick = ["training.steps=3", "training.precision=fp32", "data.modality=MR", "data.validation=3"]
+    quick = [
+        "training.steps=3",
+        "data.foreground=0.8",
+        "training.precision=fp32",
+        "data.modality=MR",
+        "data.validation=3",
+    ]
     config = prepare(*quick, "data.spacing=[2,1,1]") / "config.yaml"
     weights = []
     for name, overrides in (("with", []), ("without", ["data.cache=null"])):
