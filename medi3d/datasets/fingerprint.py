@@ -148,6 +148,12 @@ class Fingerprint:
         return (depth, height, width)
 
     @property
+    def unevenness(self) -> float:
+        """How many times longer the longest voxel side is than the shortest, along the worst axis."""
+        sides = zip(*(case.spacing for case in self.cases), strict=True)
+        return max(max(along) / min(along) for along in sides)
+
+    @property
     def modality(self) -> str | None:
         """CT where most cases have air in HU, MR where none goes below zero, None where it is not clear."""
         lows = [case.intensities[0]["low"] for case in self.cases]

@@ -28,6 +28,9 @@ THICK = 3.0
 LITTLE = 0.95
 """A label whose Dice with itself, onto the grid and back, is below this loses more than networks err by."""
 
+ALIKE = 1.5
+"""Cases whose voxels differ by no more along any axis can be learnt from on their own grids."""
+
 Kept = Mapping[str, Mapping[str, float]]
 """Label -> "mean" and "worst" of that Dice, as `kept_by_grid` gives it."""
 
@@ -117,7 +120,10 @@ def _grid(fingerprint: Fingerprint, given: Mapping[str, Any]) -> list[Choice]:
 def spare_labels(
     choices: Sequence[Choice], fingerprint: Fingerprint, kept_by: Callable[[Sequence[float]], Kept]
 ) -> list[Choice]:
-    """The choices, with the cohort's median spacing where cubes cost the labels more than that does.
+    """The choices, with another grid where cubes cost the labels much.
+
+    The cohort's median spacing is taken if it is better; the scans' own grids, which cost nothing, where
+    that costs much too and the cases have voxels of much the same size.
 
     Args:
         choices: of `plan_data`.
@@ -128,19 +134,22 @@ def spare_labels(
     if not found or len(set(found[0].value)) > 1:  # given, nothing to resample, or no cubes
         return list(choices)
     (cubes,) = found
-    median = [float(f"{side:.3g}") for side in fingerprint.spacing]
     lost = least_kept(kept_by(cubes.value))
-    if lost is None or lost[1] >= LITTLE or median == cubes.value:
+    if lost is None or lost[1] >= LITTLE:
         return list(choices)
+    why = f"on cubes of {cubes.value[0]:g} mm {lost[0]} keeps a Dice of {lost[1]:.3f} with itself"
+    median = [float(f"{side:.3g}") for side in fingerprint.spacing]
     other = least_kept(kept_by(median))
     assert other is not None
-    if other[1] <= lost[1]:
-        return list(choices)
-    why = (
-        f"median of the cohort: on cubes of {cubes.value[0]:g} mm {lost[0]} keeps a Dice of {lost[1]:.3f} "
-        f"with itself, here the least is {other[1]:.3f} ({other[0]})"
-    )
-    return [replace(cubes, value=median, why=why) if choice is cubes else choice for choice in choices]
+    better = cubes
+    if other[1] > lost[1]:
+        better = replace(
+            cubes, value=median, why=f"median of the cohort: {why}, here {other[0]} {other[1]:.3f}"
+        )
+    if other[1] < LITTLE and fingerprint.unevenness <= ALIKE:
+        why = f"{why}, {other[0]} {other[1]:.3f} at the median spacing; voxels of the cases differ little"
+        better = replace(cubes, value=None, why=f"each scan's own grid: {why} (at most {ALIKE:g} times)")
+    return [better if choice is cubes else choice for choice in choices]
 
 
 def least_kept(kept: Kept) -> tuple[str, float] | None:

@@ -1,5 +1,6 @@
 """Choices follow the cohort, leave what is given, and a patch keeps to the memory."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -49,22 +50,28 @@ def test_spacing_is_isotropic_unless_slices_are_thick(spacing, expected):
 
 
 @pytest.mark.parametrize(
-    ("cubes", "median", "expected"),
-    [(0.96, 1.0, [2.0] * 3), (0.9, 0.94, [4.0, 2.0, 1.0]), (0.9, 0.89, [2.0] * 3)],
-    ids=["little lost", "median better", "median worse"],
+    ("cubes", "median", "depths", "expected"),
+    [
+        (0.96, 1.0, (4.0, 4.0, 4.0), [2.0] * 3),
+        (0.9, 0.96, (4.0, 4.0, 4.0), [4.0, 2.0, 1.0]),
+        (0.9, 0.94, (2.0, 4.0, 4.1), [4.0, 2.0, 1.0]),
+        (0.9, 0.89, (2.0, 4.0, 4.1), [2.0] * 3),
+        (0.9, 0.94, (3.0, 4.0, 4.1), None),
+    ],
+    ids=["little lost", "median better", "cases differ", "median worse", "cases alike"],
 )
-def test_cubes_give_way_where_they_cost_a_label_more_than_the_median_spacing(cubes, median, expected):
+def test_cubes_give_way_to_a_grid_that_costs_labels_less(cubes, median, depths, expected):
     keeps = {2.0: cubes, 4.0: median}
-    fingerprint = cohort((4.0, 2.0, 1.0))
+    cases = [replace(cohort((depth, 2.0, 1.0)).cases[0], name=str(depth)) for depth in depths]
+    fingerprint = Fingerprint(cases, [])
 
     def kept_by(spacing):
         return {"thin": {"mean": keeps[spacing[0]]}, "thick": {"mean": 1.0}}
 
-    (grid,) = (
-        c for c in spare_labels(plan_data(fingerprint, {}, ["a"]), fingerprint, kept_by) if "spac" in c.key
-    )
+    choices = spare_labels(plan_data(fingerprint, {}, ["a"]), fingerprint, kept_by)
+    (grid,) = (choice for choice in choices if choice.key == "data.spacing")
     assert grid.value == expected
-    assert ("thin keeps a Dice of 0.900" in grid.why) == (expected[0] == 4.0)
+    assert ("thin keeps a Dice of 0.900" in grid.why) == (expected != [2.0] * 3)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 0.5, 0.5)], ids=["own grid", "thick slices"])
