@@ -73,6 +73,8 @@ def run_cell(cell: Cell, folder: Path) -> str | None:
     }
     with written_aside(folder / RESULT) as aside:
         aside.write_text(json.dumps(facts, indent=1) + "\n")
+    # What a run would go on from is three quarters of its size, and a grid has hundreds of runs.
+    (folder / "checkpoints" / "last.pt").unlink(missing_ok=True)
     return None
 
 

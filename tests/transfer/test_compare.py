@@ -193,6 +193,13 @@ def test_the_mean_over_numbers_of_labels_is_the_effect_of_each_case_s_mean(compa
     assert results.answer == answer([overall])
 
 
+def test_finished_runs_keep_their_best_weights_alone(compared):
+    folders = list((compared[1] / "cells").iterdir())
+    assert len(folders) == 8
+    for folder in folders:
+        assert [path.name for path in (folder / "checkpoints").iterdir()] == ["best.pt"]
+
+
 def test_a_single_number_of_labels_has_no_mean_and_answers_itself(describe, tmp_path):
     results = run_comparison(*describe(labels=[2]), tmp_path / "one", in_turn, report=lambda *_: None)
     assert results.overall == []
