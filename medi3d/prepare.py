@@ -74,7 +74,9 @@ def run_prepare(
 
     @cache
     def kept_by(spacing: tuple[float, ...]) -> Kept:
-        return kept_by_grid(cases, replace(_provisional(given), spacing=list(spacing)), workers)
+        settings = replace(_provisional(given), spacing=list(spacing))
+        with console.status("looking at what labels lose on the grid"):
+            return kept_by_grid(cases, settings, workers)
 
     experiment, choices = _choose(given, fingerprint, folder, memory_gb, kept_by)
     choices = listed + choices
@@ -169,7 +171,8 @@ def _choose(
     _add(given, choices)
     experiment: Any = complete(given)
     if OmegaConf.select(given, "data.patch") is None:
-        patch = plan_patch(experiment, fingerprint, memory_gb * 2**30)
+        with console.status("running training steps, to find the largest patch that memory allows"):
+            patch = plan_patch(experiment, fingerprint, memory_gb * 2**30)
         _add(given, patch)
         choices += patch
         experiment = complete(given)

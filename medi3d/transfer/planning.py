@@ -40,6 +40,9 @@ BATCH = 2
 LARGEST_PATCH = 192
 """Voxels along one axis; beyond it a patch costs more than its context is worth."""
 
+MOST_STEPS = 6
+"""Patches that are measured, at most."""
+
 SIDES = re.compile(r"(?<![a-z])(left|right|l|r|lh|rh)(?![a-z])", re.IGNORECASE)
 OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l", "lh": "rh", "rh": "lh"}
 
@@ -187,30 +190,39 @@ def plan_patch(experiment: SegmentationExperiment, fingerprint: Fingerprint, bud
     """
     spacing = experiment.data.spacing or list(fingerprint.spacing)
     extent = [max(1, round(mm / side)) for mm, side in zip(fingerprint.extent, spacing, strict=True)]
-    fixed, rate, patch = 0.0, 0.0, _patch(extent, spacing, voxels=32**3)
-    used, fits = measure_step(experiment, patch), []
-    for _ in range(4):
-        if used <= budget:
-            fits.append((_count(patch), patch, used))
-        # Weights and libraries take their part at any size: two patches tell it from the rate.
-        wanted = 8 * _count(patch) if not rate else int((0.9 * budget - fixed) / rate)
-        larger = _patch(extent, spacing, voxels=min(max(wanted, 1), LARGEST_PATCH**3))
-        if larger in [patch, *(known for _, known, _ in fits)]:
-            break
-        more = measure_step(experiment, larger)
-        rate = max((more - used) / (_count(larger) - _count(patch)), 1.0)
-        fixed, used, patch = more - rate * _count(larger), more, larger
+    measured: dict[Triple, int] = {}
+    patch = _patch(extent, spacing, voxels=32**3)
+    while patch not in measured and len(measured) < MOST_STEPS:
+        measured[patch] = measure_step(experiment, patch)
+        patch = _patch(extent, spacing, voxels=min(_promising(measured, budget), LARGEST_PATCH**3))
+    fits = [patch for patch, used in measured.items() if used <= budget]
     if fits:
-        _, patch, used = max(fits)
+        patch = max(fits, key=_count)
         why = (
-            f"{used / 2**30:.1f} GB of {budget / 2**30:.1f} GB measured for a step of "
+            f"{measured[patch] / 2**30:.1f} GB of {budget / 2**30:.1f} GB measured for a step of "
             f"{experiment.training.batch_size}; cases have {' x '.join(map(str, extent))} voxels"
         )
         return [Choice("data.patch", list(patch), why)]
+    patch = min(measured, key=_count)
     raise Medi3dError(
-        f"a training step on {' x '.join(map(str, patch))} voxels takes {used / 2**30:.1f} GB, more than "
-        f"the {budget / 2**30:.1f} GB allowed; give more with --memory, or take a smaller network"
+        f"a training step on {' x '.join(map(str, patch))} voxels takes {measured[patch] / 2**30:.1f} GB, "
+        f"more than the {budget / 2**30:.1f} GB allowed; give more with --memory, or take a smaller network"
     )
+
+
+def _promising(measured: Mapping[Triple, int], budget: float) -> int:
+    """Voxels whose step should take nine tenths of the budget, by the two largest patches so far.
+
+    At most eight times the largest, which is twice along each axis: small patches take what libraries and
+    weights take, whatever their size, and a step far over the budget could bring the machine down.
+    """
+    sizes = sorted((_count(patch), used) for patch, used in measured.items())
+    many, more = sizes[-1]
+    if len(sizes) == 1:
+        return 8 * many if more <= budget else int(many * budget / more)
+    few, less = sizes[-2]
+    rate = max((more - less) / (many - few), 1.0)
+    return int(min(max(many + (0.9 * budget - more) / rate, 1.0), 8 * many))
 
 
 def _patch(extent: Sequence[int], spacing: Sequence[float], voxels: int, multiple: int = 16) -> Triple:

@@ -140,6 +140,19 @@ def test_the_patch_is_as_large_as_memory_allows_and_was_measured(step):
     assert all(tuple(size) in step and not any(side % 16 for side in size) for size in sizes)
 
 
+def test_what_small_patches_share_misleads_no_one(monkeypatch):
+    measured = {}
+
+    def measure(_, patch):
+        measured[tuple(patch)] = 0.47e9 + max(0, 3.3e3 * (patch[0] * patch[1] * patch[2] - 1e5))
+        return measured[tuple(patch)]
+
+    monkeypatch.setattr(planning, "measure_step", measure)
+    chosen_patch = patch_for(cohort((3.0, 4.5, 4.5), (128, 128, 128)), 3)
+    assert 2e9 < measured[tuple(chosen_patch)] <= 3e9
+    assert max(measured.values()) < 6e9
+
+
 def test_a_small_case_is_seen_whole(step):
     assert patch_for(cohort(), 8) == [48, 64, 64]
 
