@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 
 NO_SEEDS = "One seed: the intervals are over cases only, and another seed may turn any of this round."
 
+MOST_NAMED = 8
+"""Arms that the answer names; of more it gives the number alone."""
+
 
 def answer(findings: Sequence["Finding"]) -> str:
-    """One sentence: in how many comparisons the arm was better, worse, or not seen to differ."""
+    """In how many comparisons the arm was better, worse, or not seen to differ, and which arms these are."""
     if not findings:
         return "No arm can be compared with its reference yet."
     verdicts = Counter(finding.effect.verdict for finding in findings)
@@ -37,8 +40,30 @@ def answer(findings: Sequence["Finding"]) -> str:
     rest = f", and no difference was seen in {unseen}" if unseen else ""
     return (
         f"Of {_comparisons(len(findings))} with the reference, the arm was {' and '.join(parts)}{rest}; "
-        f"the largest clear difference is {points(largest)} ({place(largest)})."
+        f"the largest clear difference is {points(largest)} ({place(largest)}).{_named(clear)}"
     )
+
+
+def _named(clear: Sequence["Finding"]) -> str:
+    """Which arms they are, where a reader can take them in at once."""
+    if not 1 < len(clear) <= MOST_NAMED:
+        return ""
+    parts = []
+    for verdict in ("better", "worse"):
+        names = [_name(finding) for finding in clear if finding.effect.verdict == verdict]
+        parts += [f" {verdict.capitalize()}: {', '.join(names)}."] * bool(names)
+    return "".join(parts)
+
+
+def _name(finding: "Finding") -> str:
+    point = finding.point
+    where = [
+        point.group,
+        point.strategy,
+        *([] if finding.over else [f"{finding.labels} labels"]),
+        point.budget,
+    ]
+    return f"{point.arm} ({', '.join(where)}) {100 * finding.effect.mean:+.1f}"
 
 
 def points(finding: "Finding") -> str:

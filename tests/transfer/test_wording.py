@@ -1,6 +1,7 @@
 """The words of a comparison follow from its intervals."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -35,6 +36,15 @@ def finding(mean, labels=4):
 )
 def test_the_answer_counts_verdicts(means, words):
     assert words in answer([finding(mean) for mean in means])
+
+
+def test_clear_arms_are_named_as_long_as_they_are_few():
+    said = answer([finding(0.05), finding(-0.09, labels=0), finding(0.0)])
+    assert re.search(r"Better: kinetics \(i3d, full, 4 labels, short\) \+(4\.9|5\.0)\. Worse: kinetics", said)
+    assert re.search(r"Worse: kinetics \(i3d, full, all labels, short\) -9\.[01]\.$", said)
+    overall = replace(finding(0.05), over=(4, 8))
+    assert "Better: kinetics (i3d, full, short) +" in answer([overall, overall])
+    assert "Better: " not in answer([finding(0.05)] * 9) + answer([finding(0.05)])
 
 
 def test_no_difference_comes_with_what_could_have_been_seen():
