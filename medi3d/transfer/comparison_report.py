@@ -76,7 +76,8 @@ def _figures(results: Results, plots: Path) -> list[Picture]:
         Picture(
             "Differences",
             plot_effects(results, plots / "effects.svg"),
-            "Each arm against its reference. Green: better, red: worse, grey: no difference seen.",
+            "Each arm against its reference; diamonds: over all numbers of labels. "
+            "Green: better, red: worse, grey: no difference seen.",
         ),
         Picture(
             f"{measure.name} and the number of labels",

@@ -17,6 +17,7 @@ from medi3d.transfer.results import Finding, Results
 STYLES = {"full": "-", "fixed": "--", "original": "-"}
 VERDICTS = {"better": "#116329", "worse": "#a40e26", "no difference seen": "#6e7781"}
 MOST_PANELS = 8
+MOST_COLUMNS = 3
 
 
 def plot_effects(results: Results, path: Path) -> Path:
@@ -68,7 +69,9 @@ def plot_training_curves(results: Results, path: Path, unit: str, words: str) ->
                 if replace(point, seed=0, fold=0) in same:
                     look = _look(results, point)
                     scores = [100 * row[results.measure.key] for row in result.curve]
-                    axes.plot([row[unit] for row in result.curve], scores, **look, alpha=0.7, label=label)
+                    at = [row[unit] for row in result.curve]
+                    marker = "" if len(at) > 1 else "o"  # one validation is no line
+                    axes.plot(at, scores, **look, marker=marker, alpha=0.7, label=label)
                     label = None
         axes.set_xlabel(f"{words} ({fewest or 'all'} labels)")
         axes.set_ylabel(f"{results.measure.axis}, tuning {results.measure.case}s")
@@ -102,22 +105,23 @@ def plot_scatter(results: Results, path: Path) -> Path:
 
 
 def _panels(results: Results, draw: Callable[[Axes, Sequence[Point]], None], path: Path) -> Path:
-    """A panel for each group (across) and budget (down) that has a run."""
+    """A panel for each budget of each group that has a run."""
     comparison = results.grid.comparison
-    points = list(dict.fromkeys(replace(point, seed=0, fold=0) for point in results.done))
-    groups = [name for name in comparison.groups if any(point.group == name for point in points)]
-    budgets = [name for name in comparison.budgets if any(point.budget == name for point in points)]
-    figure = Figure(figsize=(max(6, 4.6 * len(groups)), 3.4 * len(budgets)), layout="constrained")
-    grid = figure.subplots(len(budgets), len(groups), squeeze=False)
-    for axes, (budget, group) in zip(grid.flat, product(budgets, groups), strict=True):
-        here = [point for point in points if (point.group, point.budget) == (group, budget)]
-        if not here:
-            axes.set_axis_off()
-            continue
-        draw(axes, here)
+    by_place: dict[tuple[str, str], list[Point]] = {}
+    for point in dict.fromkeys(replace(point, seed=0, fold=0) for point in results.done):
+        by_place.setdefault((point.group, point.budget), []).append(point)
+    places = [place for place in product(comparison.groups, comparison.budgets) if place in by_place]
+    columns = min(MOST_COLUMNS, len(places))
+    rows = -(-len(places) // columns)
+    figure = Figure(figsize=(max(6, 4.6 * columns), 3.4 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, (group, budget) in zip(panels, places, strict=False):
+        draw(axes, by_place[group, budget])
         axes.set_title(f"{group}, {budget}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    for axes in panels[len(places) :]:
+        axes.set_axis_off()
     return save_figure(figure, path)
 
 
