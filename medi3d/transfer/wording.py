@@ -34,6 +34,9 @@ def answer(findings: Sequence["Finding"]) -> str:
             f"{none}; one of {detectable:.1f} {measure.points} would have been seen in four of five "
             "repetitions."
         )
+    if len(findings) == 1:
+        (only,) = findings
+        return f"The arm is {only.effect.verdict} than the reference: {points(only)} ({place(only)})."
     clear = [finding for finding in findings if finding.effect.verdict != "no difference seen"]
     largest = max(clear, key=lambda finding: abs(finding.effect.mean))
     parts = [f"better in {better}"] * bool(better) + [f"worse in {worse}"] * bool(worse)

@@ -26,13 +26,14 @@ def finding(mean, labels=4):
     [
         ([], "No arm can be compared"),
         ([0.0], "No difference seen in the one comparison;"),
+        ([-0.09], "The arm is worse than the reference: -9"),
         (
             [0.0, 0.05],
             "Of 2 comparisons with the reference, the arm was better in 1, and no difference was seen in 1",
         ),
         ([0.05, -0.09, 0.07], "better in 2 and worse in 1; the largest clear difference is -9"),
     ],
-    ids=["nothing", "none", "one", "both ways"],
+    ids=["nothing", "none", "one alone", "one", "both ways"],
 )
 def test_the_answer_counts_verdicts(means, words):
     assert words in answer([finding(mean) for mean in means])
@@ -44,7 +45,7 @@ def test_clear_arms_are_named_as_long_as_they_are_few():
     assert re.search(r"Worse: kinetics \(i3d, full, all labels, short\) -9\.[01]\.$", said)
     overall = replace(finding(0.05), over=(4, 8))
     assert "Better: kinetics (i3d, full, short) +" in answer([overall, overall])
-    assert "Better: " not in answer([finding(0.05)] * 9) + answer([finding(0.05)])
+    assert "Better: " not in answer([finding(0.05)] * 9) + answer([finding(0.05), finding(0.0)])
 
 
 def test_no_difference_comes_with_what_could_have_been_seen():
