@@ -25,7 +25,8 @@ from medi3d.errors import ConfigError, DataError
 from medi3d.files import written_aside
 from medi3d.inflation.plan import KernelPlan
 from medi3d.transfer.experiment import SegmentationExperiment
-from medi3d.transfer.planning import LITTLE, Choice, Kept, plan_data, plan_patch, spare_labels
+from medi3d.transfer.patch_size import plan_patch
+from medi3d.transfer.planning import LITTLE, Choice, Kept, plan_data, spare_labels
 
 
 def run_prepare(
@@ -162,6 +163,7 @@ def _choose(
     labels = [str(name) for name in given.data.labels]
     choices = plan_data(fingerprint, _flat(given), labels)
     choices = spare_labels(choices, fingerprint, lambda spacing: kept_by(tuple(spacing)))
+    choices = [choice for choice in choices if choice.key not in _flat(given)]
     plans = [choice for choice in choices if choice.key == "network.plan"]
     if plans:
         plan = KernelPlan.from_spacing(plans[0].value["from_spacing"])

@@ -11,7 +11,7 @@ from medi3d.engine.state import read_checkpoint
 from medi3d.errors import ConfigError, DataError
 from medi3d.prepare import run_prepare
 from medi3d.transfer.experiment import SegmentationExperiment
-from medi3d.transfer.planning import measure_step
+from medi3d.transfer.patch_size import measure_step
 from medi3d.transfer.training import run_training
 from tests.transfer.conftest import CLIPS_CONFIG
 
