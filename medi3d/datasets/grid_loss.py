@@ -20,6 +20,9 @@ def kept_by_grid(
 
     Returns:
         Label -> "worst" and "mean" over the cases that have it; a label that none has is left out.
+
+    Raises:
+        DataError: as `load_label`.
     """
     labelled = [case for case in cases if case.label_files]
     places = np.unique(np.linspace(0, len(labelled) - 1, CASES).astype(int)) if labelled else ()
@@ -31,7 +34,11 @@ def kept_by_grid(
 
 
 def kept_dice(case: Case, settings: VolumeSettings) -> dict[str, float]:
-    """The same for one case: label -> Dice."""
+    """The same for one case: label -> Dice, between 0 and 1, on the grid (D, H, W) of its label.
+
+    Raises:
+        DataError: as `load_label`.
+    """
     label = load_label(case, settings)
     spacing = settings.spacing and (settings.spacing[0], settings.spacing[1], settings.spacing[2])
     canonical = to_canonical(label, spacing or None, label=True)

@@ -1,7 +1,7 @@
 """From a cohort's fingerprint to a config: every choice with its reason, each only where none was given.
 
 What is chosen follows nnU-Net's heuristics in spirit (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z):
-spacing from the median, patch as large as memory allows, intensities from the labelled voxels.
+spacing from the median, intensities from the labelled voxels. The patch is found by `patch_size`.
 """
 
 import re
