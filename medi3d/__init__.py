@@ -15,14 +15,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from medi3d.errors import Medi3dError
+    from medi3d.inflation.exactness import ExactnessReport
     from medi3d.inflation.network import inflate
     from medi3d.inflation.plan import KernelPlan
     from medi3d.inflation.rules import register_rule
-    from medi3d.inflation.verify import ExactnessReport, verify
+    from medi3d.inflation.verify import verify
     from medi3d.models.artifact import load_artifact, save_artifact
     from medi3d.models.encoders import create_encoder
     from medi3d.models.networks import create_classifier, create_segmenter
-    from medi3d.models.registry import list_sources
+    from medi3d.models.sources import list_sources
     from medi3d.weights.catalogue import list_weights
     from medi3d.weights.load import LoadReport, load_weights
 
@@ -35,7 +36,7 @@ _HOMES = {
     "create_encoder": "medi3d.models.encoders",
     "create_segmenter": "medi3d.models.networks",
     "inflate": "medi3d.inflation",
-    "list_sources": "medi3d.models.registry",
+    "list_sources": "medi3d.models.sources",
     "list_weights": "medi3d.weights.catalogue",
     "load_artifact": "medi3d.models.artifact",
     "load_weights": "medi3d.weights.load",

@@ -39,3 +39,9 @@ class ConfigError(Medi3dError):
 
 class ResourceError(Medi3dError):
     """The machine has too little memory for what was asked."""
+
+
+def first_line(error: object, limit: int = 200) -> str:
+    """The first line of an error's message, at most `limit` characters; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else type(error).__name__

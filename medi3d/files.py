@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,3 +49,9 @@ def _value(cell: str) -> Any:
         with contextlib.suppress(ValueError):
             return kind(cell)
     return cell
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,10 @@ import pytest
 import torch
 
 from medi3d import cli, torchvision_shim
+from tests.scan_files import write_nifti, write_series
+from tests.tiny import clips, cohort, config
+
+__all__ = ["clips", "cohort", "config", "write_nifti", "write_series"]
 
 torchvision_shim.install()  # before any test imports timm
 

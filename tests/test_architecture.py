@@ -1,6 +1,7 @@
 """The laws of the tree: imports point one way, modules are small and say what they are, no private names."""
 
 import ast
+import graphlib
 import re
 import subprocess
 from pathlib import Path
@@ -11,26 +12,32 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "medi3d").rglob("*.py"))
 LONGEST = 450
 
-LAYERS = {
-    "quickstart": {"config", "console", "transfer", "engine", "models", "weights", "datasets"},
-    "prepare": {"config", "console", "transfer", "engine", "inflation", "datasets"},
-    "config": {"transfer"},
-    "transfer": {"engine", "models", "weights", "inflation", "datasets"},
-    "engine": {"inflation"},
-    "models": {"weights", "inflation"},
-    "weights": {"inflation"},
-    "inflation": set(),
-    "datasets": set(),
-}
-"""Layer -> layers that it may import, besides itself and what is below all: axes, errors, files."""
-BASE = {"axes", "errors", "files", "torchvision_shim"}
-TOP = {"cli", "cli_weights", "cli_features", "__main__", "__init__", "console", "doctor", "options"}
-"""What stands above all layers: the command line, what it prints, and the names of the package."""
+ROOMS = (
+    {"cli"},
+    {"comparison", "export"},
+    {"training"},
+    {"evaluation"},
+    {"planning", "prediction", "reports"},
+    {"experiment"},
+    {"models"},
+    {"weights"},
+    {"datasets", "engine", "inflation"},
+    {"axes"},
+    {"console", "errors", "files", "onednn", "processes", "torchvision_shim"},
+)
+"""From the top: a room may import itself and the rooms below it, never one beside it."""
+GROUND = ROOMS[-2] | ROOMS[-1]
+"""Modules of the ground may import each other."""
+DOORS = {"__main__", "__init__", "transfer"}
+"""Names for the outside: the package, and where old bundles look for their loader."""
 
 
-def layer_of(name: str) -> str:
-    part = name.split(".")[1] if "." in name else "__init__"
-    return "quickstart" if part.startswith("quickstart") else part
+def room_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def floor_of(room: str) -> int:
+    return next(floor for floor, rooms in enumerate(ROOMS) if room in rooms)
 
 
 def imported(path: Path) -> set[str]:
@@ -56,14 +63,35 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
 
 
+def may_import(room: str, other: str) -> bool:
+    return room == other or {room, other} <= GROUND or floor_of(room) < floor_of(other)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_one_way(path: Path) -> None:
-    layer = layer_of(name_of(path))
-    if layer in TOP:
+    room = room_of(name_of(path))
+    if room in DOORS:
         return
-    allowed = LAYERS.get(layer, set()) | BASE | {layer}
-    wrong = {name for name in imported(path) if layer_of(name) not in allowed}
-    assert not wrong, f"{layer} may import {sorted(allowed)}"
+    wrong = {name for name in imported(path) if not may_import(room, room_of(name))}
+    assert not wrong, f"{room} may import only itself and what is below it"
+
+
+def test_no_circle_of_files() -> None:
+    """Imports inside of functions and under `TYPE_CHECKING` count too."""
+    names = {name_of(path) for path in MODULES}
+    graph = {
+        name_of(path): {
+            target
+            for name in imported(path)
+            if (target := name if name in names else name.rpartition(".")[0]) in names
+        }
+        for path in MODULES
+        if room_of(name_of(path)) != "__init__"  # it names all, at the first use
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"files import each other: {' <- '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -73,8 +101,17 @@ def test_every_module_says_what_it_is_and_is_small(path: Path) -> None:
     assert len(text.splitlines()) <= LONGEST
 
 
-def test_every_layer_is_known() -> None:
-    assert {layer_of(name_of(path)) for path in MODULES} == {*LAYERS, *BASE, *TOP}
+def test_every_room_is_known() -> None:
+    assert {room_of(name_of(path)) for path in MODULES} == set().union(*ROOMS, DOORS)
+
+
+def test_no_private_name_is_imported() -> None:
+    private = {
+        name_of(path): found
+        for path in MODULES
+        if (found := {name for name in imported(path) if name.rpartition(".")[2].startswith("_")})
+    }
+    assert not private
 
 
 PRIVATE = {

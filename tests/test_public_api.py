@@ -86,7 +86,7 @@ def test_lists_name_what_the_contract_names():
     assert {"inception_v1", "timm:resnet18"} <= set(medi3d.list_sources())
 
 
-@pytest.mark.parametrize("module", ["medi3d", "medi3d.cli"])
+@pytest.mark.parametrize("module", ["medi3d", "medi3d.cli.entry"])
 def test_importing_brings_no_heavy_library(module):
     heavy = ["torch", "timm", "monai", "ignite", "torchio", "SimpleITK", "scipy", "matplotlib"]
     code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from medi3d.cli import app
-from medi3d.config import load_config
+from medi3d.cli.entry import app
+from medi3d.experiment.config import load_config
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [ROOT / "scripts" / name for name in ("setup", "quickstart", "test")] + [ROOT / ".ci" / "run"]

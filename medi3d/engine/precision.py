@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from medi3d.errors import ConfigError
-from medi3d.inflation.rules.convolution import padded_where_short
+from medi3d.onednn import RightConv3d
 
 CHOICES = ("auto", "fp32", "bf16")
 
@@ -24,20 +23,6 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-class RightConv3d(nn.Conv3d):
-    """`nn.Conv3d`, padded by a copy where oneDNN would get its gradients wrong: `padded_where_short`."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Conv3d`."""
-        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        padding = [one // 2 for one in reach] if self.padding == "same" else self.padding
-        copied = self.padding_mode != "zeros" or (self.padding == "same" and any(one % 2 for one in reach))
-        if copied or isinstance(padding, str):
-            return super().forward(input)
-        x, pads = padded_where_short(input, self.weight, self.stride, tuple(padding), self.dilation)
-        return F.conv3d(x, self.weight, self.bias, self.stride, pads, self.dilation, self.groups)
 
 
 @contextlib.contextmanager

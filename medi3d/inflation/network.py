@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medi3d.axes import Triple
 from medi3d.errors import InexactError, PlanError, ShapeError
+from medi3d.inflation.exactness import TOLERANCE, ExactnessReport
 from medi3d.inflation.families import Pacing, has_functional_pools, is_held, is_hoisted, pacing_of
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.kernels import EXACTNESS, PROFILES, Exactness
@@ -16,7 +17,7 @@ from medi3d.inflation.plan import DepthLayer, KernelPlan, LayerGeometry
 from medi3d.inflation.reach import Level, measure_levels
 from medi3d.inflation.rules import FunctionalPools, Rule, SteppingRule, TubeletRule, find_rule, hoist
 from medi3d.inflation.tracing import Trace, trace
-from medi3d.inflation.verify import TOLERANCE, ExactnessReport, verify
+from medi3d.inflation.verify import verify
 
 
 @dataclass(frozen=True)

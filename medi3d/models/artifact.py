@@ -21,7 +21,7 @@ from medi3d.files import written_aside
 from medi3d.inflation.network import Inflated, build, prove
 from medi3d.inflation.plan import KernelPlan
 from medi3d.models.contract import Normaliser
-from medi3d.models.registry import build_source
+from medi3d.models.sources import build_source
 
 FORMAT = "medi3d-encoder-1"
 _NEEDED = ("source", "plan", "profile", "in_channels", "encoder_levels", "weights", "sha256")

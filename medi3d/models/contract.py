@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medi3d import torchvision_shim
 from medi3d.errors import ShapeError
-from medi3d.weights.catalogue import InputContract, WeightsRow
+from medi3d.weights.rows import InputContract, WeightsRow
 
 torchvision_shim.install()
 from timm.models import get_pretrained_cfg  # noqa: E402 - timm needs the shim

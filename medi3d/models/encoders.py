@@ -14,7 +14,7 @@ from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.rules import ConvRule
 from medi3d.models.artifact import load_artifact
 from medi3d.models.contract import normaliser_of
-from medi3d.models.registry import build_source
+from medi3d.models.sources import build_source
 from medi3d.models.volumetric import VOLUMETRIC, create_volumetric
 from medi3d.weights.catalogue import find_weights, get_row
 from medi3d.weights.load import LoadReport, load_weights

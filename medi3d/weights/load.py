@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from medi3d.errors import WeightsError
 from medi3d.inflation.kernels import adapt_channels, inflate_kernel
 from medi3d.inflation.network import Inflated
-from medi3d.weights.catalogue import WeightsRow, find_weights, get_row
+from medi3d.weights.catalogue import find_weights, get_row
 from medi3d.weights.files import read_tensors
 from medi3d.weights.keymaps import KeyMap, get_keymap
+from medi3d.weights.rows import WeightsRow
 
 RGB = 3
 

@@ -7,7 +7,7 @@ import torch
 from ignite.engine import Events
 from torch import nn
 
-from medi3d.datasets.stream import StreamBatches, TrainingStream, training_loader, validation_loader
+from medi3d.datasets.sampling.stream import StreamBatches, TrainingStream, training_loader, validation_loader
 from medi3d.engine.budget import learning_rate_factor
 from medi3d.engine.handlers import Checkpoints, MetricsTable, TrainingProgress, Validation
 from medi3d.engine.precision import Precision

@@ -8,7 +8,7 @@ from torch import nn
 from medi3d.inflation.network import build, inflate
 from medi3d.inflation.plan import KernelPlan
 from medi3d.models.inception import InceptionV1
-from medi3d.models.registry import build_source
+from medi3d.models.sources import build_source
 
 PLANS = {
     "isotropic": KernelPlan.isotropic(),

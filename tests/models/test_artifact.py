@@ -10,7 +10,8 @@ from torch import nn
 
 from medi3d.errors import SourceError, WeightsError
 from medi3d.inflation import KernelPlan
-from medi3d.models import artifact, registry
+from medi3d.models import artifact
+from medi3d.models import sources as registry
 from medi3d.models.artifact import load_artifact, read_description, save_artifact
 from medi3d.models.encoders import create_encoder
 

@@ -14,7 +14,8 @@ from medi3d.models.artifact import load_artifact, save_artifact
 from medi3d.models.contract import InputRangeWarning, Normaliser, timm_contract
 from medi3d.models.encoders import create_encoder
 from medi3d.models.networks import NetworkSettings, build_network
-from medi3d.weights.catalogue import InputContract, get_row
+from medi3d.weights.catalogue import get_row
+from medi3d.weights.rows import InputContract
 
 IMAGENET = InputContract((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LITE = get_row("imagenet/efficientnet-lite0").contract

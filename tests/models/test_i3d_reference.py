@@ -4,7 +4,7 @@ The reference follows google-deepmind/kinetics-i3d, i3d.py, on the published ten
 TensorFlow's "same" padding along all three axes, pools that ignore it, normalisation without scale.
 
 And as the Flax port runs it that carries the weights: `i3d_end_points.npz` holds what its end points said of
-a repeatable clip, made by scripts/make_i3d_reference.py in an environment of its own.
+a repeatable clip, made by benchmarks/make_i3d_reference.py in an environment of its own.
 """
 
 import math

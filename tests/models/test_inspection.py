@@ -6,7 +6,7 @@ from torch import nn
 
 from medi3d.errors import SourceError
 from medi3d.inflation.plan import KernelPlan
-from medi3d.models import registry
+from medi3d.models import sources as registry
 from medi3d.models.artifact import save_artifact
 from medi3d.models.encoders import create_encoder
 from medi3d.models.inspection import inspect_source

@@ -13,14 +13,9 @@ from medi3d.inflation.network import build
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.verify import verify
 from medi3d.models.encoders import create_encoder
-from medi3d.models.networks import (
-    NetworkSettings,
-    build_network,
-    create_classifier,
-    create_segmenter,
-)
-from medi3d.models.registry import build_source
+from medi3d.models.networks import NetworkSettings, build_network, create_classifier, create_segmenter
 from medi3d.models.segmenter import HEADS
+from medi3d.models.sources import build_source
 
 SMALL = ["timm:test_resnet", "timm:test_efficientnet", "timm:test_convnext", "timm:test_byobnet"]
 PLANS = {

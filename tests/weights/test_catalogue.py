@@ -5,13 +5,8 @@ import pytest
 import torch
 
 from medi3d.errors import WeightsError
-from medi3d.weights.catalogue import (
-    file_sha256,
-    find_weights,
-    get_row,
-    list_weights,
-    read_classes,
-)
+from medi3d.files import file_sha256
+from medi3d.weights.catalogue import find_weights, get_row, list_weights, read_classes
 from medi3d.weights.keymaps import KEYMAPS
 
 FETCHED = [row for row in list_weights() if row.package]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medi3d import torchvision_shim
-from medi3d.datasets.frames import read_frames
+from medi3d.datasets.clips.frames import read_frames
 from medi3d.weights.catalogue import find_weights, get_row
 from medi3d.weights.files import read_tensors
 from medi3d.weights.load import load_weights

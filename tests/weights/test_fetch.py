@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from medi3d.errors import WeightsError
+from medi3d.files import file_sha256
 from medi3d.weights import fetch
-from medi3d.weights.catalogue import Package, cached_path, file_sha256, find_weights, get_row
+from medi3d.weights.catalogue import cached_path, find_weights, get_row
+from medi3d.weights.rows import Package
 
 
 def _wheel(path, member, content):

@@ -131,8 +131,6 @@ class Rule(nn.Module):
 
 
 _RULES: dict[type[nn.Module], type[Rule]] = {}
-
-
 _ATTENTION: dict[str, type[Rule]] = {}
 
 

@@ -19,70 +19,10 @@ from medi3d.inflation.kernels import (
 )
 from medi3d.inflation.plan import DepthLayer
 from medi3d.inflation.rules.base import Rule, register_rule
+from medi3d.onednn import convolve
 
 torchvision_shim.install()  # before timm, which imports torchvision
 from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame, pad_same  # noqa: E402
-
-
-def convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
-    """`F.conv2d` or `F.conv3d`, on the CPU by oneDNN wherever the input is in channels-last memory.
-
-    Small convolutions of a single volume PyTorch leaves to a slow kernel of its own (`use_mkldnn` in
-    aten/src/ATen/native/Convolution.cpp), whose output is not channels-last, so that every layer behind it is
-    slow too: forward passes of I3D gain a third.
-    """
-    x, padding = padded_where_short(x, weight, stride, padding, dilation)
-    if _for_onednn(x, weight):
-        return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
-    convolution = F.conv2d if x.dim() == 4 else F.conv3d
-    return convolution(x, weight, bias, stride, padding, dilation, groups)
-
-
-def padded_where_short(
-    x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
-) -> tuple[Tensor, tuple[int, ...]]:
-    """Input and padding of a 3D convolution; what is short along depth is padded by a copy.
-
-    With fewer positions along depth than taps, oneDNN on CPUs with bfloat16 leaves a part of the weights'
-    gradient unwritten, and what lay in memory trains the network (seen with torch 2.13: kernel 3 on depth 2,
-    kernel 5 on depth 2 to 4; float32, in-plane axes and inputs that are padded already are right).
-    """
-    if not _is_short(x, weight, stride, padding, dilation):
-        return x, padding
-    return F.pad(x, (0, 0, 0, 0, padding[0], padding[0])), (0, *padding[1:])
-
-
-def _is_short(
-    x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
-) -> bool:
-    if x.dim() != 5 or x.device.type != "cpu" or not padding[0]:
-        return False
-    if not (torch.is_grad_enabled() and weight.requires_grad):
-        return False
-    if x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-        return False
-    taps = weight.shape[2]
-    reach = dilation[0] * (taps - 1) + 1
-    return (x.shape[2] + 2 * padding[0] - reach) // stride[0] + 1 < taps
-
-
-def _for_onednn(x: Tensor, weight: Tensor) -> bool:
-    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
-        return False
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
-        return False
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[attr-defined]
-        return False
-    layout = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-    return x.is_contiguous(memory_format=layout) and not x.is_contiguous()
 
 
 class DepthConv(nn.Module):

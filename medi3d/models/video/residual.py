@@ -15,7 +15,7 @@ from medi3d import torchvision_shim
 from medi3d.inflation.plan import KernelPlan, Override
 from medi3d.models.classifier import Classifier
 from medi3d.models.encoders import draw_kernels
-from medi3d.models.registry import build_source
+from medi3d.models.sources import build_source
 from medi3d.models.video.registry import VideoOptions, register_video
 
 torchvision_shim.install()

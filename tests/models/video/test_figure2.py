@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from medi3d.errors import ShapeError
-from medi3d.models.classify import build_published_classifier
 from medi3d.models.networks import create_classifier
 from medi3d.models.video.figure2 import (
     C3D,
@@ -17,6 +16,7 @@ from medi3d.models.video.figure2 import (
     frames_of,
     stacks_of,
 )
+from medi3d.models.video.published_classifier import build_published_classifier
 from medi3d.models.video.registry import of_any_length, over_windows
 
 

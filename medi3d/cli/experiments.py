@@ -1,0 +1,162 @@
+"""`medi3d prepare`, `train`, `pretrain`, `evaluate` and `compare`."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medi3d.cli.options import (
+    JsonFile,
+    Overrides,
+    RunFolder,
+    write_json,
+)
+from medi3d.errors import ConfigError
+
+
+def prepare(
+    config: Annotated[Path, typer.Argument(help="A YAML file; data.root is enough, the rest is chosen.")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for what is written; prepared/NAME if not given.")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="GB that a training step may take; else as the device allows."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that read.")] = os.cpu_count() or 1,
+    json_file: JsonFile = None,
+) -> None:
+    """Check a cohort, print its fingerprint, choose the rest of its config, and cache its cases.
+
+    Example: medi3d prepare cohort.yaml data.root=my_msd_folder data.modality=CT
+    """
+    from medi3d.planning.prepare import default_memory_gb, run_prepare
+
+    memory_gb = default_memory_gb() if memory is None else memory
+    write_json(json_file, run_prepare(config, overrides or [], out, memory_gb=memory_gb, workers=workers))
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file, see configs/.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs"),
+    json_file: JsonFile = None,
+) -> None:
+    """Train as a config says; the run is kept in runs/NAME. With torchrun, on many GPUs or machines.
+
+    With data.folds=5 data.fold=all five networks are trained, in runs/NAME/fold0 and so on, and every case is
+    judged by the one that has not seen it.
+
+    Example: medi3d train configs/segmentation/hippocampus_i3d.yaml training.steps=200
+    """
+    from medi3d.experiment.config import load_config
+    from medi3d.experiment.settings import is_crossvalidation
+    from medi3d.training.crossvalidation import run_folds
+    from medi3d.training.train import run_training
+
+    experiment = load_config(config, overrides or [])
+    folder = runs / experiment.name
+    if is_crossvalidation(experiment):
+        _show_folds(run_folds(experiment, folder, resume=resume), "validation", json_file)
+        return
+    last = run_training(experiment, folder, resume=resume)
+    if int(os.environ.get("RANK", 0)) == 0:  # of torchrun's processes, one speaks
+        typer.echo(f"{folder}: best validation score {last['best']:.4f} after {last['step']} steps")
+        write_json(json_file, last)
+
+
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="A YAML file, see configs/pretraining/.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs"),
+    json_file: JsonFile = None,
+) -> None:
+    """Pretrain an encoder on volumes without labels; it is kept as runs/NAME/encoder.safetensors.
+
+    Example: medi3d pretrain configs/pretraining/i3d_restoration.yaml training.steps=200
+    """
+    from medi3d.experiment.config import load_config
+    from medi3d.training.train import run_training
+
+    experiment = load_config(config, overrides or [])
+    if experiment.task != "pretraining":
+        raise ConfigError(f"{config}: task is {experiment.task!r}; `medi3d train` is for that")
+    last = run_training(experiment, runs / experiment.name, resume=resume)
+    if int(os.environ.get("RANK", 0)) == 0:
+        typer.echo(f"{last['artifact']}: sha256 {last['sha256']}, after {last['steps']} steps")
+        write_json(json_file, last)
+
+
+def evaluate(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="training, validation, or a split of the cohort's list.")] = (
+        "validation"
+    ),
+    json_file: JsonFile = None,
+) -> None:
+    """Judge the best network of a run case by case: cases.csv, pictures and report.html.
+
+    Of a run of all folds each case is judged by the one that has not seen it; another split, by all together.
+
+    Example: medi3d evaluate runs/hippocampus_i3d
+    """
+    from medi3d.console import print_rows
+    from medi3d.evaluation.evaluate import run_evaluation, summary
+    from medi3d.experiment.config import load_run
+    from medi3d.experiment.settings import is_crossvalidation
+    from medi3d.training.crossvalidation import evaluate_folds
+
+    experiment = load_run(run)
+    if is_crossvalidation(experiment):
+        _show_folds(evaluate_folds(experiment, run, split), split, json_file)
+        return
+    means = summary(run_evaluation(experiment, run, split))
+    print_rows(f"Mean over the {split} cases", [{"label": name, **row} for name, row in means.items()])
+    write_json(json_file, means)
+
+
+def _show_folds(table: list[dict[str, Any]], split: str, json_file: Path | None) -> None:
+    from medi3d.console import print_rows
+    from medi3d.training.crossvalidation import spoken
+
+    if table:  # torchrun's other processes have none
+        print_rows(f"All folds, {split}: mean over the cases (95 % interval)", spoken(table))
+        write_json(json_file, table)
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(help="A YAML file, see configs/compare/.")],
+    overrides: Overrides = None,
+    executor: Annotated[str, typer.Option(help="Who computes the runs: local, or ray.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Runs at a time, local; as many as the cores allow.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on; finished runs are kept.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder of the comparison's folder.")] = Path("runs"),
+    json_file: JsonFile = None,
+) -> None:
+    """Does pretraining help? All arms, seeds and numbers of labels of a config, judged pair by pair.
+
+    Example: medi3d compare configs/compare/hippocampus_small.yaml
+    """
+    from medi3d.cli.tables import print_effects
+    from medi3d.comparison.compare import run_comparison
+    from medi3d.comparison.config import load_comparison
+    from medi3d.comparison.executor import make_executor
+
+    comparison, resolve = load_comparison(config, overrides or [])
+    folder = runs / comparison.name
+    computed = make_executor(executor, workers, comparison.gpus)
+    results = run_comparison(comparison, resolve, folder, computed, resume=resume)
+    print_effects(results)
+    typer.echo(f"{folder / 'report.html'}")
+    effects, overall = ([f.row() for f in found] for found in (results.findings, results.overall))
+    write_json(json_file, {"answer": results.answer, "effects": effects, "overall": overall})
+    for cell, why in results.failed.items():
+        typer.echo(f"medi3d: run {cell} failed: {why}", err=True)
+    if results.failed:
+        raise typer.Exit(1)

@@ -1,0 +1,64 @@
+"""The commands that ask a network about single files: `medi3d classify` and `medi3d features`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medi3d.cli.options import JsonFile, Plan, window_of, write_json
+
+
+def features(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="Clips or volumes: files, folders of pictures or slices, or of these."),
+    ],
+    at: Annotated[
+        str, typer.Option(help="A layer such as Mixed_5c; or level1, level2, ...: maps, fine first.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for NAME.npz of each input.")],
+    network: Annotated[
+        str | None,
+        typer.Option(help="A run folder, an artifact, or a source; without it the network of --weights."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A row of `medi3d weights list`, timm, or file:PATH.")
+    ] = None,
+    plan: Plan = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="LOW,HIGH in HU to [-1, 1], for CT; else each volume's percentiles. A run has its own."
+        ),
+    ] = None,
+    pooled: Annotated[
+        bool, typer.Option("--pooled", help="Means over depth (time), height and width.")
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Write what a network makes of clips or volumes at one of its layers.
+
+    Each NAME.npz holds "features", float32 (C, D, H, W) or pooled (C,), "input_shape" in voxels or frames and
+    pixels, for volumes their "spacing" in mm, and the names of end point, network and weights.
+
+    Example: medi3d features clips/*.mp4 --weights kinetics400/i3d-rgb --at Mixed_5c --pooled --out features
+    """
+    from medi3d.prediction.features import Extractor, are_clips, write_features
+
+    if network is not None and Path(network).is_dir():
+        from medi3d.cli.options import refuse_for_run
+        from medi3d.experiment.config import load_run
+
+        refuse_for_run(weights=weights, plan=plan, window=window)
+        extractor = Extractor.of_run(load_run(network), Path(network))
+    else:
+        clips = (network is None and weights is not None) or are_clips(inputs)
+        extractor = Extractor.of_source(network, weights, plan=plan, clips=clips, window=window_of(window))
+    rows, failed = write_features(extractor, inputs, out, at, pooled=pooled)
+    for row in rows:
+        typer.echo(f"{row['path']} {row['shape']}")
+    write_json(json_file, {"written": rows, "failed": failed})
+    for line in failed:
+        typer.echo(f"medi3d: {line}", err=True)
+    if failed:
+        raise typer.Exit(1)

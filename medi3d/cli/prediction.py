@@ -1,0 +1,109 @@
+"""`medi3d predict`, `classify` and `export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medi3d.cli.options import (
+    JsonFile,
+    RunFolder,
+    whole_triple,
+    write_json,
+)
+
+
+def predict(
+    run: RunFolder,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="NIfTI, NRRD or MHA files, folders of a DICOM series, or folders of these."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the masks and predictions.csv.")],
+    ensemble: Annotated[
+        list[Path] | None, typer.Option(help="A further run to average with; may be given several times.")
+    ] = None,
+    format: Annotated[
+        str, typer.Option(help="same (as the scan), nii, nii.gz, nrrd, mha, or seg: DICOM SEG too.")
+    ] = "same",
+    memory: Annotated[float | None, typer.Option(help="GB of main memory to keep below.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict finished scans again.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Segment scans with the best network of a run; each mask lies on the grid of its scan.
+
+    A run of all folds is an ensemble of them.
+
+    A run that was stopped goes on: masks that this network made of these very files are kept.
+
+    Example: medi3d predict runs/hippocampus_i3d scan.nii.gz dicom_folder --out masks
+    """
+    from medi3d.experiment.config import load_run
+    from medi3d.prediction.predict import PredictionOptions, run_prediction
+
+    others = [(load_run(other), other) for other in ensemble or ()]
+    options = PredictionOptions(format=format, memory_gb=memory, overwrite=overwrite)
+    written, failed = run_prediction(load_run(run), run, inputs, out, ensemble=others, options=options)
+    for path in written:
+        typer.echo(path)
+    write_json(json_file, {"written": written, "failed": failed})
+    for line in failed:
+        typer.echo(f"medi3d: {line}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def export(
+    source: Annotated[Path, typer.Argument(help="A run folder, or an artifact.")],
+    to: Annotated[str, typer.Option(help="onnx, torch (read by torch.export.load), or bundle (MONAI's).")],
+    out: Annotated[Path, typer.Option(help="The file to write, .onnx or .pt2; a bundle's folder.")],
+    size: Annotated[str, typer.Option(help="Depth, height and width of the input, voxels.")] = "64,64,64",
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Let sizes vary; takes minutes.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Write a run's best network, or an artifact's encoder, as a file that runs without medi3d.
+
+    A bundle is run by MONAI's own commands, with medi3d installed: python -m monai.bundle run.
+
+    Example: medi3d export resnet18.safetensors --to onnx --out resnet18.onnx --size 64,96,96
+    """
+    from medi3d.experiment.config import load_run
+
+    if to == "bundle":
+        from medi3d.export.bundle import export_bundle
+
+        typer.echo(f"wrote {export_bundle(load_run(source), source, out)}")
+        write_json(json_file, {"path": out, "format": to})
+        return
+    from medi3d.export.network import export_network
+    from medi3d.models.artifact import load_artifact
+    from medi3d.prediction.predict import Predictor
+
+    shape = whole_triple(size, "--size")
+    network = load_artifact(source) if source.is_file() else Predictor.load(load_run(source), source).network
+    report = export_network(network, out, to=to, size=shape, dynamic=dynamic)  # type: ignore[arg-type]
+    sizes = f"inputs of {tuple(report.shape)} only"
+    if dynamic:
+        sizes = "any size" if report.any_size else "any size with the same remainders"
+    typer.echo(f"wrote {out}: {sizes}; differs from the network by {report.max_rel_error:.1e}")
+    write_json(json_file, report.to_dict())
+
+
+def classify(
+    clip: Annotated[Path, typer.Argument(help="A video file, a GIF, or a folder of pictures.")],
+    weights: Annotated[
+        str, typer.Option(help="A row of `medi3d weights list` that has classes; two streams: RGB+FLOW.")
+    ],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    json_file: JsonFile = None,
+) -> None:
+    """Name the action in a clip. For rows of optical flow it is computed first, about a second a frame.
+
+    Example: medi3d classify cricket.gif --weights kinetics400/i3d-rgb
+    """
+    from medi3d.cli.tables import print_classes
+    from medi3d.prediction.classify import classify_file
+
+    classes = classify_file(clip, weights, top)
+    print_classes(classes)
+    write_json(json_file, [{"class": name, "probability": p} for name, p in classes])

@@ -1,0 +1,1 @@
+"""`medi3d compare`: which pretraining transfers, on whose data, with how many labels."""

@@ -1,0 +1,152 @@
+"""Where the runs of a comparison are computed: in processes of this machine, or by Ray."""
+
+import multiprocessing
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import torch
+
+from medi3d.comparison.cell import run_cell
+from medi3d.comparison.grid import Cell
+from medi3d.engine.log import console
+from medi3d.errors import ConfigError
+from medi3d.processes import watch_parent
+
+ATTEMPTS = 3
+"""How often a run is begun again whose process was lost."""
+
+Outcome = tuple[Cell, str | None]
+"""A run that ended, and None or the line that says why it failed."""
+
+Executor = Callable[[Sequence[Cell], Path], Iterator[Outcome]]
+"""(Runs, folder in which each has its own) -> outcomes, in the order in which they end."""
+
+LOST = f"its process was lost {ATTEMPTS} times: out of memory?"
+
+
+def local_workers(threads: int) -> int:
+    """As many as there are GPUs, or as the cores give `threads` to each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.cuda.device_count() or max(1, cores // threads)
+
+
+class LocalExecutor:
+    """Processes of this machine, `workers` at a time, each with the threads that its run asks for.
+
+    A run whose process is lost is done again; it goes on from its last checkpoint.
+    """
+
+    def __init__(self, workers: int | None = None, run: Callable[[Cell, Path], str | None] = run_cell):
+        if workers is not None and workers < 1:
+            raise ConfigError(f"--workers is {workers}: at least 1")
+        self.workers, self.run = workers, run
+
+    def __call__(self, cells: Sequence[Cell], folder: Path) -> Iterator[Outcome]:
+        """Compute `cells`."""
+        queue, lost = deque(cells), Counter[str]()
+        count = min(len(cells), self.workers or local_workers(cells[0].threads)) if cells else 0
+        idle = deque(range(count))
+        # A pool for each worker: the loss of one does not take the others' runs along.
+        pools: dict[int, ProcessPoolExecutor] = {}
+        running: dict[Future, tuple[int, Cell]] = {}
+        try:
+            while queue or running:
+                while queue and idle:
+                    slot, cell = idle.popleft(), queue.popleft()
+                    pool = pools.get(slot) or pools.setdefault(slot, _pool(cell.threads, slot))
+                    running[pool.submit(self.run, cell, folder / cell.id)] = slot, cell
+                done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+                slot, cell = running.pop(done)
+                idle.append(slot)
+                try:
+                    outcome = cell, done.result()
+                except BrokenProcessPool:
+                    pools.pop(slot).shutdown()
+                    lost[cell.id] += 1
+                    if lost[cell.id] < ATTEMPTS:
+                        queue.appendleft(cell)
+                        continue
+                    outcome = cell, LOST
+                yield outcome
+        finally:
+            for pool in pools.values():
+                pool.shutdown(cancel_futures=True)
+
+
+def _pool(threads: int, slot: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, context, prepare_process, (threads, slot))
+
+
+def prepare_process(threads: int, slot: int | None = None) -> None:
+    """Make a process ready for runs: silent, with its share of the cores and a GPU, gone with its parent."""
+    import SimpleITK as sitk
+
+    console.file = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
+    torch.set_num_threads(threads)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    if slot is not None and torch.cuda.is_available():
+        os.environ["LOCAL_RANK"] = str(slot % torch.cuda.device_count())
+    watch_parent()
+
+
+class RayExecutor:
+    """Ray: the cluster that RAY_ADDRESS or this machine has, or one of its own. All see the same folders.
+
+    Ray begins a run again whose worker or machine was lost.
+    """
+
+    def __init__(self, gpus: float = 0.0):
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError("the executor ray needs Ray: pip install 'medi3d[ray]'") from error
+        self.ray, self.gpus = ray, gpus
+
+    def __call__(self, cells: Sequence[Cell], folder: Path) -> Iterator[Outcome]:
+        """Compute `cells`."""
+        if not self.ray.is_initialized():
+            named = {key: value for key, value in os.environ.items() if key.startswith("MEDI3D_")}
+            environment = {"env_vars": {**named, "OMP_WAIT_POLICY": "PASSIVE"}}
+            self.ray.init(log_to_driver=False, runtime_env=environment)
+        remote = self.ray.remote(_run_on_ray)
+        running = {}
+        for cell in cells:
+            needs = {"num_cpus": cell.threads, "num_gpus": self.gpus, "max_retries": ATTEMPTS}
+            target = (folder / cell.id).absolute()
+            running[remote.options(**needs).remote(cell, target, Path.cwd())] = cell
+        while running:
+            (done, *_), _ = self.ray.wait(list(running))
+            cell = running.pop(done)
+            try:
+                yield cell, self.ray.get(done)
+            except self.ray.exceptions.RayError as error:
+                yield cell, f"lost by Ray: {str(error).splitlines()[0]}"
+
+
+def _run_on_ray(cell: Cell, folder: Path, directory: Path) -> str | None:
+    os.chdir(directory)  # paths of the config are relative to where the command was given
+    prepare_process(cell.threads)
+    return run_cell(cell, folder)
+
+
+EXECUTORS = ("local", "ray")
+
+
+def make_executor(name: str, workers: int | None, gpus: float) -> Executor:
+    """The executor of that name.
+
+    Raises:
+        ConfigError: it is unknown or not installed, or cannot take `workers`.
+    """
+    if name == "local":
+        return LocalExecutor(workers)
+    if name == "ray":
+        if workers is not None:
+            raise ConfigError("--workers is for the executor local; Ray knows its own")
+        return RayExecutor(gpus)
+    raise ConfigError(f"--executor is {name!r}: one of {', '.join(EXECUTORS)}")

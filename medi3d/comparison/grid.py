@@ -1,0 +1,202 @@
+"""From a comparison to its runs: every point of the grid, each with the run that stands behind it."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from medi3d.comparison.settings import Comparison, GroupSettings
+from medi3d.comparison.subsets import EVALUATION, Parts, part_cases
+from medi3d.datasets.clips.settings import ClipSettings
+from medi3d.errors import ConfigError
+from medi3d.experiment.settings import ClassificationExperiment, Experiment, SegmentationExperiment
+from medi3d.files import file_sha256
+
+Resolve = Callable[[Sequence[Mapping[str, Any]]], Experiment]
+"""Parts of a config, laid over the base one after another -> the experiment."""
+
+Judged = SegmentationExperiment | ClassificationExperiment
+"""Experiments whose runs are judged case by case."""
+
+GENERATION = 1
+"""Raised when a change of the code makes finished runs incomparable with new ones."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. Two points that ask for the same run share it.
+
+    Attributes:
+        id: name of its folder.
+        digest: SHA-256 of all that its result follows from.
+        experiment: what is trained; `data.root` is the list of its cases.
+        parts: these cases.
+        split: the split that judges it.
+        threads: of its process.
+    """
+
+    id: str
+    digest: str
+    experiment: Judged
+    parts: Parts
+    split: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place in the grid."""
+
+    group: str
+    arm: str
+    strategy: str
+    labels: int
+    seed: int
+    fold: int
+    budget: str
+
+    @property
+    def series(self) -> tuple[str, str, str]:
+        """Group, arm and strategy: what has one learning rate."""
+        return self.group, self.arm, self.strategy
+
+
+Rates = Mapping[tuple[str, str, str], float]
+"""`Point.series` -> learning rate."""
+
+
+class Grid:
+    """All runs of a comparison.
+
+    Args:
+        comparison: what to compare.
+        resolve: see `Resolve`.
+        folder: of the comparison; each run has a folder in `cells`, and its list of cases in `cohorts`.
+
+    Raises:
+        ConfigError: the base is no segmentation, or an arm changes something that cannot be.
+        DataError: the cohort cannot be read.
+    """
+
+    def __init__(self, comparison: Comparison, resolve: Resolve, folder: Path):
+        self.comparison, self.resolve, self.folder = comparison, resolve, folder
+        base = resolve([comparison.changes])
+        if not isinstance(base, Judged):
+            raise ConfigError(f"base: task is {base.task}; segmentation and classification are compared")
+        folds = range(comparison.folds) if comparison.folds > 1 else [None]
+        self._folds = [part_cases(base, comparison.tuning, comparison.folds, fold) for fold in folds]
+        self.base = base
+
+    @property
+    def subjects(self) -> dict[str, Hashable]:
+        """Case that judges -> the subject, or the scene, that it is of."""
+        return {case.name: case.subject for parts in self._folds for case in parts.evaluation}
+
+    def cells(self, rates: Rates) -> dict[Point, Cell]:
+        """Point -> its run, with the learning rates of a search (or none, where they are shared)."""
+        points = [point for name in self.comparison.groups for point in self._points(name)]
+        # A seed is whole before the next one begins, so that an unfinished grid says something too.
+        by_seed = sorted(points, key=lambda point: (point.seed, point.fold))
+        cells = {point: self._cell(point, rates.get(point.series)) for point in by_seed}
+        first = {cell.digest: cell for cell in reversed(cells.values())}
+        return {point: first[cell.digest] for point, cell in cells.items()}
+
+    def search_cells(self) -> dict[tuple[Point, float], Cell]:
+        """(Point, learning rate) -> run of the search: first seed, first fold, judged on the tuning cases."""
+        search, comparison = self.comparison.search, self.comparison
+        if not search.rates:
+            return {}
+        budget = search.budget or next(iter(comparison.budgets))
+        most = max(comparison.labels, key=lambda count: count or math.inf)
+        labels = most if search.labels is None else search.labels
+        seed = comparison.seeds[0]
+        series = dict.fromkeys(point.series for name in comparison.groups for point in self._points(name))
+        return {
+            (point, rate): self._cell(point, rate, split="validation")
+            for point, rate in product(
+                (Point(*names, labels, seed, 0, budget) for names in series), search.rates
+            )
+        }
+
+    def reference_of(self, point: Point) -> Point:
+        """The point that `point` is compared with: of the same strategy where the reference arm has it.
+
+        Raises:
+            ConfigError: the reference arm has several strategies and not this one.
+        """
+        group = self.comparison.groups[point.group]
+        strategies = self._strategies(group, group.reference)
+        if point.strategy not in strategies and len(strategies) > 1:
+            raise ConfigError(
+                f"groups.{point.group}: the reference {group.reference} has no strategy {point.strategy}, "
+                f"but {' and '.join(strategies)}; give it one strategy"
+            )
+        strategy = point.strategy if point.strategy in strategies else strategies[0]
+        return replace(point, arm=group.reference, strategy=strategy)
+
+    def _points(self, name: str) -> Iterator[Point]:
+        comparison, group = self.comparison, self.comparison.groups[name]
+        budgets = group.budgets or list(comparison.budgets)
+        folds = range(comparison.folds)
+        for arm in group.arms:
+            places = product(self._strategies(group, arm), group.labels or comparison.labels)
+            for (strategy, labels), seed, fold, budget in product(places, comparison.seeds, folds, budgets):
+                yield Point(name, arm, strategy, labels, seed, fold, budget)
+
+    def _strategies(self, group: GroupSettings, arm: str) -> Sequence[str]:
+        own = (group.arms[arm] or {}).get("strategy")
+        return [own] if own else group.strategies or self.comparison.strategies
+
+    def _cell(self, point: Point, rate: float | None, split: str = EVALUATION) -> Cell:
+        comparison, group = self.comparison, self.comparison.groups[point.group]
+        arm = dict(group.arms[point.arm] or {})
+        seed = point.seed + arm.pop("seed_shift", 0)
+        parts = self._folds[point.fold].subset(point.labels, point.seed)
+        changes = [comparison.changes, group.changes, {"training": comparison.budgets[point.budget]}, arm]
+        if rate is not None:
+            changes.append({"training": {"learning_rate": rate}})
+        changes.append({"strategy": point.strategy, "seed": seed})
+        try:
+            experiment = self.resolve(changes)
+        except ConfigError as error:
+            raise ConfigError(f"groups.{point.group}.arms.{point.arm}: {error}") from error
+        assert isinstance(experiment, Judged)
+        digest = _digest(experiment, parts, split, comparison.threads)
+        fold = f"-f{point.fold}" if comparison.folds > 1 else ""
+        place = f"n{point.labels or 'all'}-s{point.seed}{fold}-{point.budget}"
+        name = f"{point.group}-{point.arm}-{point.strategy}-{place}-{digest[:8]}"
+        listing = self.folder.absolute() / "cohorts" / f"{name}{parts.suffix}"
+        data: Any = replace(experiment.data, root=str(listing), folds=0, fold=0)
+        if isinstance(data, ClipSettings):
+            data = replace(data, videos="", skip_damaged=False)
+        named = replace(experiment, name=name, data=data)
+        return Cell(name, digest, named, parts, split, comparison.threads)
+
+
+def _digest(experiment: Judged, parts: Parts, split: str, threads: int) -> str:
+    content = {
+        "generation": GENERATION,
+        "experiment": asdict(experiment) | {"name": None},
+        "cases": parts.names(),
+        "split": split,
+        "threads": threads,
+        "files": {name: _sha256(Path(name)) for name in _files(experiment)},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _files(experiment: Experiment) -> list[str]:
+    """Weights and artifacts of the user's own, whose content may change under their name."""
+    network = experiment.network
+    named = (network.source, (network.weights or "").removeprefix("file:"))
+    return [name for name in named if Path(name).is_file()]
+
+
+@cache
+def _sha256(path: Path) -> str:
+    return file_sha256(path)

@@ -1,0 +1,1 @@
+"""Videos: frames, optical flow, lists, splits."""

@@ -1,0 +1,1 @@
+"""Cohorts of volumes: lists, labels, splits, cache."""

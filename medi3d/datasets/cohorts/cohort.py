@@ -1,0 +1,213 @@
+"""Which images and labels belong together, how they are split, and one case loaded and checked."""
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medi3d.datasets.cohorts.nnunet_layout import is_nnunet, read_rows
+from medi3d.datasets.cohorts.structures import find_structures
+from medi3d.datasets.images.formats import suffix_of
+from medi3d.errors import DataError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination: its image files (one for each channel, or one 4D file) and its label.
+
+    Attributes:
+        name: Unique in the cohort.
+        images: Files, or folders of one DICOM series each.
+        label: A file with all labels; None where there is none.
+        structures: Instead of that, (name, mask) of each label that has a file of its own.
+        subject: Cases of one subject never part in a split.
+        split: "training", "validation", another name (left out of both), or None: not said.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None
+    subject: str
+    split: str | None = None
+    structures: tuple[tuple[str, Path], ...] = ()
+
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """All files of its labels; none where it has no label."""
+        return (self.label,) if self.label else tuple(path for _, path in self.structures)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Cases, with what the list says of them.
+
+    Attributes:
+        cases: In the order of the list.
+        labels: Name -> value (background 0 included if named); empty where the list names none.
+        name: Of the cohort.
+        channels: Names of the channels; empty where the list names none.
+    """
+
+    cases: tuple[Case, ...]
+    labels: dict[str, int]
+    name: str
+    channels: tuple[str, ...] = ()
+
+
+def read_cohort(root: Path | str) -> Cohort:
+    """Read the list of a cohort; no image is opened yet, but each must be there.
+
+    Args:
+        root: A folder in the layout of the Medical Segmentation Decathlon or in nnU-Net's
+            (`dataset.json`), or a list: `.csv` with the columns image, label, and if wanted name,
+            subject, split (several image files parted by ";"), or `.json` (a list of such objects, or
+            as `dataset.json`). Paths are relative to the list. Labels in a mask each: label is their
+            folder, or there is a column `label:NAME` for each (in JSON an object).
+
+    Raises:
+        DataError: The list is missing, damaged, empty, or names a file that is not there.
+    """
+    root = Path(root)
+    listing = root / "dataset.json" if root.is_dir() else root
+    if not listing.is_file():
+        raise DataError(f"{listing}: no such file; give a folder with dataset.json, or a .csv or .json list")
+    described: Mapping[str, Any] = {}
+    if listing.suffix.lower() == ".csv":
+        rows = _read_csv(listing)
+    elif listing.suffix.lower() == ".json":
+        described, rows = _read_json(listing)
+    else:
+        raise DataError(f"{listing}: a cohort is a folder with dataset.json, or a .csv or .json list")
+    if not rows:
+        raise DataError(f"{listing}: no case in the list; at least one image is needed")
+    channels = _channels(described, listing)
+    cases = _cases(rows, listing, channels)
+    _check_files(cases, listing)
+    name = str(described.get("name") or (root.name if root.is_dir() else root.stem))
+    return Cohort(cases, _labels(described, listing), name, channels)
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            rows = [dict(row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a readable CSV list: {error}") from error
+    if "image" not in columns:
+        raise DataError(f"{path}: no column 'image' among {columns}; the first line names the columns")
+    return [
+        {
+            **row,
+            "image": [part.strip() for part in (row["image"] or "").split(";")],
+            "label": row.get("label") or _masks(row),
+        }
+        for row in rows
+    ]
+
+
+def _masks(row: Mapping[str, Any]) -> dict[str, str]:
+    """Of the columns `label:NAME`."""
+    named = ((str(column).partition(":"), cell) for column, cell in row.items())
+    return {name.strip(): cell for (word, _, name), cell in named if word == "label" and name and cell}
+
+
+def _read_json(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON: {error}") from error
+    described = content if isinstance(content, dict) else {"training": content}
+    rows = read_rows(described, path) if is_nnunet(described) else described.get("training")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: expected a list of {{image, label}} objects, alone or under 'training'")
+    return described, rows
+
+
+def _channels(described: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """Names of the channels: MSD says {"0": "FLAIR", "1": "T1c"} under modality or channel_names."""
+    named = described.get("modality") or described.get("channel_names") or {}
+    try:
+        return tuple(str(named[key]) for key in sorted(named, key=int))
+    except (TypeError, ValueError) as error:
+        raise DataError(f'{path}: modality is {named!r}; expected {{"0": "name", ...}}') from error
+
+
+def _labels(described: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """Name -> value, from MSD's {"1": "Anterior"} or the other way round."""
+    labels = described.get("labels") or {}
+    try:
+        if all(re.fullmatch(r"\d+", str(key)) for key in labels):
+            return {str(name): int(value) for value, name in labels.items()}
+        return {str(name): int(value) for name, value in labels.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(f'{path}: labels is {labels!r}; expected {{"1": "name", ...}}') from error
+
+
+def _cases(rows: Sequence[Mapping[str, Any]], listing: Path, channels: Sequence[str]) -> tuple[Case, ...]:
+    images = [_images(row, number, listing, len(channels)) for number, row in enumerate(rows, 1)]
+    stems = [_stem(Path(files[0]), len(files) > 1) for files in images]
+    if len(set(stems)) < len(stems):  # sub-01/t1.nii.gz, sub-02/t1.nii.gz: the folder makes the difference
+        stems = ["_".join((*Path(f[0]).parts[:-1], s)) for f, s in zip(images, stems, strict=True)]
+    cases = []
+    for row, files, stem in zip(rows, images, stems, strict=True):
+        name = str(row.get("name") or stem)
+        split = row.get("split")
+        label, structures = _label_of(row.get("label"), listing)
+        cases.append(
+            Case(
+                name=name,
+                images=tuple(listing.parent / file for file in files),
+                label=label,
+                structures=structures,
+                subject=str(row.get("subject") or name),
+                split=str(split).strip().lower() if split else None,
+            )
+        )
+    repeated = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{listing}: the case {repeated[0]} is listed more than once; each case has its own name"
+        )
+    return tuple(cases)
+
+
+def _label_of(given: Any, listing: Path) -> tuple[Path | None, tuple[tuple[str, Path], ...]]:
+    """One file; or the masks of a folder, or of an object of names and files."""
+    if not given:
+        return None, ()
+    if isinstance(given, Mapping):
+        masks = {str(name): listing.parent / str(file).strip() for name, file in given.items() if file}
+        return None, tuple(masks.items())
+    path = listing.parent / str(given).strip()
+    masks = find_structures(path) if path.is_dir() else {}
+    return (None, tuple(masks.items())) if masks else (path, ())
+
+
+def _images(row: Mapping[str, Any], number: int, listing: Path, channels: int) -> list[str]:
+    image = row.get("image")
+    files = [image] if isinstance(image, str) else image
+    if not isinstance(files, list) or not files or not all(isinstance(f, str) and f.strip() for f in files):
+        raise DataError(f"{listing}: case {number} has no image ({image!r}); expected a path or several")
+    if len(files) > 1 and channels and len(files) != channels:
+        raise DataError(
+            f"{listing}: case {number} has {len(files)} image files where modality names {channels} channels"
+        )
+    return files
+
+
+def _stem(path: Path, several: bool) -> str:
+    stem = path.name[: len(path.name) - len(suffix_of(path))] if path.suffix else path.name
+    return re.sub(r"_\d{4}$", "", stem) if several else stem
+
+
+def _check_files(cases: Sequence[Case], listing: Path) -> None:
+    files = [file for case in cases for file in (*case.images, *case.label_files)]
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        raise DataError(f"{missing[0]}: no such file, named in {listing} ({len(missing)} files are missing)")

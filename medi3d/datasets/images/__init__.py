@@ -1,0 +1,1 @@
+"""Volumes: file formats, geometry, resampling, intensities."""

@@ -1,0 +1,139 @@
+"""A mask as DICOM Segmentation object (DICOM PS3.3 A.51) that refers to the slices of its series."""
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from medi3d.datasets.images.dicom import read_slices, series_grid
+from medi3d.datasets.images.geometry import grid_difference
+from medi3d.errors import DataError, ShapeError
+from medi3d.files import written_aside
+
+log = logging.getLogger(__name__)
+
+
+def write_seg(mask: sitk.Image, labels: Mapping[str, int], series: Path, out: Path, *, version: str) -> None:
+    """Write a mask beside its series; viewers lay it over the slices that it names.
+
+    The object's identifiers follow from series, labels and mask: equal masks keep equal identifiers.
+
+    Args:
+        mask: Integers on the grid of the series.
+        labels: Name -> value in the mask; each becomes a segment, numbered in this order.
+        series: The folder of the DICOM series.
+        out: The file to write.
+        version: Of the program, for the record.
+
+    Raises:
+        ShapeError: The mask is not on the grid of the series.
+        DataError: The series cannot be read or lacks what DICOM requires, or highdicom is missing.
+    """
+    try:
+        import highdicom as hd
+        from pydicom import dcmread
+        from pydicom.errors import InvalidDicomError
+        from pydicom.sr.codedict import codes
+        from pydicom.uid import generate_uid
+    except ImportError as error:
+        raise DataError(f"{out}: DICOM SEG needs highdicom; install medi3d[dicom]") from error
+    slices = read_slices(series)
+    difference = grid_difference(mask, series_grid(series))
+    if difference:
+        raise ShapeError(f"the mask is not on the grid of {series}: {difference}")
+    array = _numbered(sitk.GetArrayViewFromImage(mask), labels)
+    try:
+        sources = [dcmread(one.path, stop_before_pixels=True) for one in slices]
+    except (OSError, InvalidDicomError) as error:
+        raise DataError(f"{series}: cannot be read again: {error}") from error
+    for source in sources:
+        _complete(source)
+    _identify(sources, series)
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name="medi3d", version=version, family=codes.DCM.ArtificialIntelligence
+    )
+    segments = [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name[:64],
+            segmented_property_category=codes.SCT.AnatomicalStructure,
+            segmented_property_type=codes.SCT.AnatomicalStructure,
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+        )
+        for number, name in enumerate(labels, start=1)
+    ]
+    content = hashlib.sha256(array.tobytes()).hexdigest()
+    seed = [sources[0].SeriesInstanceUID, repr(dict(labels)), content]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on values of the source's own that bend the standard
+        try:
+            seg = hd.seg.Segmentation(
+                source_images=sources,
+                pixel_array=array,
+                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=segments,
+                series_instance_uid=generate_uid(entropy_srcs=[*seed, "series"]),
+                series_number=1000,
+                sop_instance_uid=generate_uid(entropy_srcs=[*seed, "object"]),
+                instance_number=1,
+                manufacturer="medi3d",
+                manufacturer_model_name="medi3d",
+                software_versions=version,
+                device_serial_number="0",
+                series_description="medi3d segmentation",
+                omit_empty_frames=bool(array.any()),
+            )
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise DataError(f"{series}: DICOM SEG cannot refer to this series: {error}") from error
+        try:
+            with written_aside(out) as aside:
+                seg.save_as(aside)
+        except OSError as error:
+            raise DataError(f"{out}: cannot be written: {error}") from error
+
+
+def _numbered(mask: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:
+    """The mask's values as numbers of the segments, 1, 2, ..."""
+    array = np.zeros(mask.shape, np.uint8)
+    for number, value in enumerate(labels.values(), start=1):
+        array[mask == value] = number
+    return array
+
+
+def _complete(source: Any) -> None:
+    """Give a slice the attributes of patient and study that DICOM requires, empty where they are missing.
+
+    What an anonymiser emptied of its own identity stands in the file's meta header still.
+    """
+    for name in ("SOPClassUID", "SOPInstanceUID"):
+        if not source.get(name):
+            setattr(source, name, source.file_meta.get(f"MediaStorage{name}", ""))
+    required = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID")
+    for name in (*required, "StudyDate", "StudyTime", "ReferringPhysicianName"):
+        if name not in source:
+            setattr(source, name, "")
+
+
+def _identify(sources: Sequence[Any], series: Path) -> None:
+    """Give study and series an identifier where an anonymiser emptied theirs: made of the slices'.
+
+    The object then names the slices rightly, but no archive knows its study; that is said.
+    """
+    from pydicom.uid import generate_uid
+
+    slices = [str(source.SOPInstanceUID) for source in sources]
+    if not all(slices):
+        raise DataError(f"{series}: slices without SOPInstanceUID; a DICOM SEG cannot refer to them")
+    for name in ("StudyInstanceUID", "SeriesInstanceUID"):
+        if any(source.get(name) for source in sources):
+            continue
+        made = generate_uid(entropy_srcs=[*slices, name])
+        log.warning("%s: has no %s; its DICOM SEG is given %s", series, name, made)
+        for source in sources:
+            setattr(source, name, made)

@@ -1,0 +1,1 @@
+"""Patches, augmentation, and the stream of batches."""

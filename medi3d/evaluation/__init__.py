@@ -1,0 +1,1 @@
+"""`medi3d evaluate`: scores of a run's best network, case by case."""

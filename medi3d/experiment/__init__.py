@@ -1,0 +1,1 @@
+"""What a run is made of: settings, config, samples, strategies, and its folder."""

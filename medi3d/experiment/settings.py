@@ -1,0 +1,112 @@
+"""One training, said completely: data, network, recipe, strategy and seed. What a config file describes."""
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import TypeGuard
+
+from omegaconf import MISSING
+
+from medi3d.datasets.clips.settings import ClipSettings
+from medi3d.datasets.cohorts.unlabelled import UnlabelledSettings
+from medi3d.datasets.images.settings import ALL_FOLDS, VolumeSettings
+from medi3d.datasets.sampling.augmentation import AugmentationSettings
+from medi3d.engine.pretext import PretextSettings
+from medi3d.engine.settings import PredictionSettings, TrainingSettings
+from medi3d.errors import ConfigError
+from medi3d.experiment.strategies import CONVERSIONS, TuningSettings, check_strategy
+from medi3d.models.networks import NetworkSettings
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all tasks share; each task adds its `data` (and augmentation).
+
+    Raises:
+        ConfigError: a value is not allowed; the message names its key.
+    """
+
+    task: str = MISSING
+    """segmentation | classification | pretraining"""
+    name: str = MISSING
+    """of the run, and of its folder: runs/NAME"""
+    seed: int = 0
+    """of the first weights, the order of samples and all that is random"""
+    strategy: str = "full"
+    """original (no pretraining) | fixed (encoder frozen) | full (all trained)"""
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    tuning: TuningSettings = field(default_factory=TuningSettings)
+    prediction: PredictionSettings = field(default_factory=PredictionSettings)
+
+    def __post_init__(self) -> None:
+        check_strategy(self.strategy)
+        self.tuning.check(self.strategy, self.is_pretrained)
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ConfigError(f"name is {self.name!r}: letters, digits, dot, dash and underscore only")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}: 0 or more")
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the encoder starts from weights: an artifact, or `network.weights`."""
+        has_weights = self.network.weights is not None or self.network.source.endswith(".safetensors")
+        return has_weights and self.strategy != "original"
+
+    def without_pretraining(self) -> "Experiment":
+        """The same network and recipe, from random weights.
+
+        Raises:
+            ConfigError: the source is an artifact, which is its weights.
+        """
+        if self.network.source.endswith(".safetensors"):
+            raise ConfigError(
+                f"network.source is {self.network.source!r}: an artifact has its weights, and strategy "
+                "original wants none; name the network that it was made from"
+            )
+        return replace(self, network=replace(self.network, weights=None))
+
+
+@dataclass(frozen=True)
+class SegmentationExperiment(Experiment):
+    """Segmentation of volumes."""
+
+    data: VolumeSettings = MISSING
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+
+
+@dataclass(frozen=True)
+class ClassificationExperiment(Experiment):
+    """Classification of clips."""
+
+    data: ClipSettings = MISSING
+
+
+@dataclass(frozen=True)
+class PretrainingExperiment(Experiment):
+    """Pretraining of an encoder on volumes without labels, or on label maps without images."""
+
+    data: UnlabelledSettings = MISSING
+    pretext: PretextSettings = field(default_factory=PretextSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strategy != "full":
+            raise ConfigError(f"strategy is {self.strategy!r}: pretraining trains all weights, full")
+        if self.tuning.batchnorm in CONVERSIONS:
+            raise ConfigError(
+                f"tuning.batchnorm is {self.tuning.batchnorm!r}: the encoder that is kept has its batch norms"
+            )
+
+
+def is_crossvalidation(experiment: Experiment) -> TypeGuard[SegmentationExperiment]:
+    """Whether an experiment means the trainings of all folds."""
+    return isinstance(experiment, SegmentationExperiment) and experiment.data.fold == ALL_FOLDS
+
+
+TASKS: dict[str, type[Experiment]] = {
+    "segmentation": SegmentationExperiment,
+    "classification": ClassificationExperiment,
+    "pretraining": PretrainingExperiment,
+}
+"""Word under `task` in a config -> the sections that it has."""

@@ -1,0 +1,1 @@
+"""Networks and runs written for programs that do not have medi3d."""

@@ -1,0 +1,176 @@
+"""Networks as files that run without medi3d: ONNX, and programs of torch.export.
+
+What was written is read again and run beside the network on another volume; a file that disagrees
+is not kept. Nothing of it is a pickle of code.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from medi3d.axes import Triple
+from medi3d.errors import InexactError, SourceError, WeightsError
+from medi3d.files import written_aside
+
+Format = Literal["onnx", "torch"]
+SUFFIX: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
+TOLERANCE = 1e-4
+"""Largest max|exported − network| / max|network| of any output, in float32."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how near it is to the network."""
+
+    path: Path
+    format: str
+    shape: tuple[int, ...]
+    """Of the input `(B, C, D, H, W)` with which it was made; the only one that it takes unless `dynamic`."""
+    dynamic: bool
+    """Whether it takes other depths, heights and widths, at the least those with the same remainders."""
+    any_size: bool
+    """Whether it takes sizes that are no multiple of the strides too."""
+    max_rel_error: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+@torch.no_grad()
+def export_network(
+    network: nn.Module, out: str | Path, *, to: Format, size: Triple, dynamic: bool = False
+) -> ExportReport:
+    """Write an encoder, segmenter or classifier; the file appears whole and proven, or not at all.
+
+    Args:
+        network: takes `(B, C, D, H, W)` and has `in_channels`, itself or its encoder. It is run in
+            evaluation mode and float32, on the CPU, and left in evaluation mode.
+        out: the file to write, `.onnx` or `.pt2`.
+        to: `onnx`, or `torch` for `torch.export.load`.
+        size: depth, height and width of the input, in voxels. A multiple of the largest stride is
+            best: the exporter may fix remainders.
+        dynamic: let depth, height and width vary, one volume at a time. The exporter then takes minutes
+            instead of seconds. Where layers depend on the remainder (TensorFlow's "same", tubelets, a
+            segmenter's fill for what a pool without padding drops) it holds sizes to the remainders that
+            `size` has, and such a file refuses others.
+
+    Raises:
+        SourceError: the exporter cannot take this network, or is not installed.
+        InexactError: the file's answers differ.
+        WeightsError: the file cannot be written, or has the wrong suffix.
+    """
+    out, started = Path(out), time.perf_counter()
+    if to not in SUFFIX:
+        raise SourceError(f"cannot export to {to!r}: use {' or '.join(SUFFIX)}")
+    if out.suffix != SUFFIX[to]:
+        raise WeightsError(f"a network exported to {to} is a {SUFFIX[to]} file, not {out.name!r}")
+    network = network.eval().float().cpu()
+    shape = (1, _in_channels(network), *size)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(out) as aside:
+            worst, any_size = _write_and_compare(network, aside, to, shape, dynamic)
+            if not worst <= TOLERANCE:
+                raise InexactError(
+                    f"{out.name} differs from the network by {worst:.2g} (allowed {TOLERANCE:g})"
+                )
+    except OSError as error:
+        raise WeightsError(f"cannot write {out}: {error.strerror or error}") from error
+    return ExportReport(out, to, shape, dynamic, any_size, worst, time.perf_counter() - started)
+
+
+def _write_and_compare(
+    network: nn.Module, path: Path, to: Format, shape: tuple[int, ...], dynamic: bool
+) -> tuple[float, bool]:
+    """Write the file; how far its answers are from the network's, and whether it takes any size."""
+    run = _write(network, path, to, shape, dynamic)
+    worst = _difference(network, run, shape)
+    any_size = False
+    if dynamic:
+        worst = max(worst, _difference(network, run, _larger(shape, network)))
+        with suppress(SourceError):  # refusing it is no mistake, another answer would be
+            worst = max(worst, _difference(network, run, (*shape[:2], *(s + 1 for s in shape[2:]))))
+            any_size = True
+    return worst, any_size
+
+
+Run = Callable[[Tensor], list[Tensor]]
+"""An exported file: volume -> its outputs."""
+
+
+def _write(network: nn.Module, path: Path, to: Format, shape: Sequence[int], dynamic: bool) -> Run:
+    """Export to `path`, and give back what runs that file."""
+    try:
+        with warnings.catch_warnings():  # of the exporters' own code; nothing that a user could mend
+            warnings.simplefilter("ignore")
+            varying = (dict.fromkeys((2, 3, 4), Dim.DYNAMIC),) if dynamic else None
+            program = torch.export.export(
+                network, (torch.zeros(*shape),), dynamic_shapes=varying, strict=False
+            )
+            return _write_torch(program, path) if to == "torch" else _write_onnx(program, path)
+    except ImportError as error:
+        raise SourceError(f"ONNX needs the package {error.name}: pip install 'medi3d[export]'") from error
+    except OSError:
+        raise
+    except Exception as error:  # exporters fail in many ways, each with pages of text
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        name = f"{type(network).__name__} at {tuple(shape)}"
+        raise SourceError(f"cannot export {name} to {to}: {type(error).__name__}: {reason}") from error
+
+
+def _write_torch(program: ExportedProgram, path: Path) -> Run:
+    torch.export.save(program, path)
+    module = torch.export.load(path).module()
+    return lambda volume: _listed(module(volume))
+
+
+def _write_onnx(program: ExportedProgram, path: Path) -> Run:
+    import onnxruntime
+
+    exported = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert exported is not None
+    exported.save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda volume: [torch.from_numpy(x) for x in session.run(None, {name: volume.numpy()})]
+
+
+def _larger(shape: Sequence[int], network: nn.Module) -> tuple[int, ...]:
+    """Larger along every axis by the deepest level's stride."""
+    owner: Any = getattr(network, "encoder", network)
+    return (*shape[:2], *(s + t for s, t in zip(shape[2:], owner.strides[-1], strict=True)))
+
+
+def _difference(network: nn.Module, run: Run, shape: Sequence[int]) -> float:
+    volume = torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = _listed(network(volume))
+    try:
+        found = run(volume)
+    except Exception as error:  # onnxruntime's errors share no base class
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise SourceError(f"the exported network does not take {tuple(shape)}: {reason}") from error
+    if [x.shape for x in found] != [x.shape for x in expected]:
+        return float("inf")
+    return max(
+        float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def _listed(output: Any) -> list[Tensor]:
+    return [output] if isinstance(output, Tensor) else list(output)
+
+
+def _in_channels(network: nn.Module) -> int:
+    owner: Any = getattr(network, "encoder", network)
+    return owner.in_channels

@@ -1,0 +1,74 @@
+"""What the proof of exactness found, level by level."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+TOLERANCE = 1e-9
+"""Largest max|3D − 2D| / max|2D| that counts as exact. Rounding in float64 stays far below it."""
+
+
+@dataclass(frozen=True)
+class LevelReport:
+    """One output of the network."""
+
+    channels: int
+    stride: tuple[int, ...]
+    """Voxels per position as (depth, height, width); (depth,) where the output is a vector."""
+    max_rel_error: float
+    """Worst over depth positions, depth padded by replication."""
+    border_rel_error: float
+    """At the first and last depth position, with the padding that the plan itself has."""
+
+
+@dataclass
+class ExactnessReport:
+    """How far a 3D network is from its 2D source on boring volumes."""
+
+    levels: list[LevelReport] = field(default_factory=list)
+    mixes_depth: bool = False
+    """Whether a position depends on slices beside its own, on either side, with these weights.
+
+    Measured by changing a slice; parameters that the 2D network has too are random where they were constant.
+    """
+    can_mix_depth: bool = False
+    """Whether it would with random values in parameters that the 2D network lacks or has in another shape.
+
+    Kernels with all in the middle tap, a k×1×1 convolution that starts as identity and an attention over
+    depth that ends at zero mix nothing yet; training lets them.
+    """
+    size: int = 0
+    depth: int = 0
+    seconds: float = 0.0
+    """What the whole proof took."""
+    forward_seconds: float = 0.0
+    """What the one forward of the 2D network and the one of the 3D network took of it."""
+    failure: str = ""
+    """Empty, or the first module that differs and how."""
+
+    @property
+    def max_rel_error(self) -> float:
+        """Worst over levels and depth positions; infinite if the network could not run."""
+        return max((level.max_rel_error for level in self.levels), default=float("inf"))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the proof holds."""
+        return not self.failure and self.max_rel_error <= TOLERANCE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        levels = [dict(vars(level)) for level in self.levels]
+        return {
+            "levels": levels,
+            "max_rel_error": self.max_rel_error,
+            "mixes_depth": self.mixes_depth,
+            "can_mix_depth": self.can_mix_depth,
+            "proof": {
+                "size": self.size,
+                "depth": self.depth,
+                "seconds": round(self.seconds, 3),
+                "forward_seconds": round(self.forward_seconds, 3),
+                "tolerance": TOLERANCE,
+                "failure": self.failure,
+            },
+        }

@@ -1,0 +1,163 @@
+"""From a cohort's fingerprint to a config: every choice with its reason, each only where none was given.
+
+What is chosen follows nnU-Net's heuristics in spirit (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z):
+spacing from the median, intensities from the labelled voxels. The patch is found by `patch_size`.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from medi3d.errors import ConfigError
+from medi3d.planning.fingerprint import Fingerprint
+
+THICK = 3.0
+"""Slices more than so many times thicker than in-plane voxels are wide keep their own spacing."""
+
+HELD = 2.0
+"""From so many times on a plan from spacing holds depth back."""
+
+LITTLE = 0.95
+"""A label whose Dice with itself, onto the grid and back, is below this loses more than networks err by."""
+
+ALIKE = 1.5
+"""Cases whose voxels differ by no more along any axis can be learnt from on their own grids."""
+
+Kept = Mapping[str, Mapping[str, float]]
+"""Label -> "mean" and "worst" of that Dice, as `kept_by_grid` gives it."""
+
+SIDES = re.compile(r"(?<![a-z])(left|right|l|r|lh|rh)(?![a-z])", re.IGNORECASE)
+OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l", "lh": "rh", "rh": "lh"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value for a key of the config, and why it is that."""
+
+    key: str
+    value: Any
+    why: str
+
+
+def plan_data(fingerprint: Fingerprint, given: Mapping[str, Any], labels: Sequence[str]) -> list[Choice]:
+    """Choices for the keys of `data`, `augmentation` and `network` that are not given (patch apart).
+
+    Args:
+        fingerprint: of the cohort.
+        given: dotted keys of the config -> values; what is in it is left as it is.
+        labels: names of the labels.
+
+    Raises:
+        ConfigError: the modality is neither given nor clear from the intensities.
+    """
+    choices = [_modality(fingerprint, given), *_intensities(fingerprint, given), *_grid(fingerprint, given)]
+    pairs = symmetric_pairs(labels)
+    if pairs:
+        names = ", ".join(" / ".join(pair) for pair in pairs)
+        choices.append(Choice("data.symmetric", pairs, f"names of two sides: {names}"))
+        choices.append(
+            Choice("augmentation.flip_axes", ["left-right"], "left and right labels change places with it")
+        )
+    return [choice for choice in choices if choice.key not in given]
+
+
+def _modality(fingerprint: Fingerprint, given: Mapping[str, Any]) -> Choice:
+    lows = [case.intensities[0]["low"] for case in fingerprint.cases]
+    known = given.get("data.modality") or fingerprint.modality
+    if known is None:
+        raise ConfigError(
+            f"data.modality: not given, and not clear from the images (lowest values {min(lows):g} to "
+            f"{max(lows):g}); add data.modality=CT or data.modality=MR"
+        )
+    return Choice("data.modality", known, f"lowest values are {min(lows):g} to {max(lows):g}")
+
+
+def _intensities(fingerprint: Fingerprint, given: Mapping[str, Any]) -> list[Choice]:
+    if _modality(fingerprint, given).value == "MR":
+        why = "MR has no unit: each case by its own percentiles"
+        return [Choice("data.normalisation", {"method": "percentile"}, why)]
+    low, high = (round(value) for value in fingerprint.percentiles(0.5, 99.5))
+    how = {"method": "window", "window": [float(low), float(max(high, low + 1))]}
+    return [Choice("data.normalisation", how, "0.5 and 99.5 percentile of labelled voxels, all cases, HU")]
+
+
+def _grid(fingerprint: Fingerprint, given: Mapping[str, Any]) -> list[Choice]:
+    """Target spacing, and what follows where slices are thick: plan and augmentation."""
+    median = fingerprint.spacing
+    depth, plane = median[0], (median[1] * median[2]) ** 0.5
+    shown = " x ".join(f"{side:.3g}" for side in median)
+    if "data.spacing" not in given and depth > THICK * plane:
+        kept = [float(f"{side:.4g}") for side in median]
+        thick = f"slices are {depth / plane:.1f} times thicker than voxels are wide (over {THICK:g})"
+        return [
+            Choice("data.spacing", kept, f"median of the cohort, not made isotropic: {thick}"),
+            Choice("network.plan", {"from_spacing": kept}, f"depth held back: {thick}"),
+            Choice("augmentation.in_plane", True, thick),
+        ]
+    every = [side for case in fingerprint.cases for side in case.spacing]
+    if max(every) <= 1.01 * min(every):
+        why = f"all voxels are cubes of {median[0]:.3g} mm: nothing is resampled"
+        return [Choice("data.spacing", None, why)]
+    side = float(f"{(median[0] * median[1] * median[2]) ** (1 / 3):.3g}")
+    why = f"isotropic, with as many voxels as the median spacing {shown} mm gives"
+    return [Choice("data.spacing", [side] * 3, why)]
+
+
+def spare_labels(
+    choices: Sequence[Choice], fingerprint: Fingerprint, kept_by: Callable[[Sequence[float]], Kept]
+) -> list[Choice]:
+    """The choices, with another grid where cubes cost the labels much.
+
+    The cohort's median spacing is taken if it is better; the scans' own grids, which cost nothing, where
+    that costs much too and the cases have voxels of much the same size.
+
+    Args:
+        choices: of `plan_data`.
+        fingerprint: of the cohort.
+        kept_by: spacing -> what labels keep on that grid.
+    """
+    found = [choice for choice in choices if choice.key == "data.spacing" and choice.value]
+    if not found or len(set(found[0].value)) > 1:  # given, nothing to resample, or no cubes
+        return list(choices)
+    (cubes,) = found
+    lost = least_kept(kept_by(cubes.value))
+    if lost is None or lost[1] >= LITTLE:
+        return list(choices)
+    why = f"on cubes of {cubes.value[0]:g} mm {lost[0]} keeps a Dice of {lost[1]:.3f} with itself"
+    median = [float(f"{side:.3g}") for side in fingerprint.spacing]
+    other = least_kept(kept_by(median))
+    assert other is not None
+    better = cubes
+    if other[1] > lost[1]:
+        better = replace(
+            cubes, value=median, why=f"median of the cohort: {why}, here {other[0]} {other[1]:.3f}"
+        )
+    if other[1] < LITTLE and fingerprint.unevenness <= ALIKE:
+        why = f"{why}, {other[0]} {other[1]:.3f} at the median spacing; voxels of the cases differ little"
+        better = replace(cubes, value=None, why=f"each scan's own grid: {why} (at most {ALIKE:g} times)")
+    spared = [better if choice is cubes else choice for choice in choices]
+    depth, plane = median[0], (median[1] * median[2]) ** 0.5
+    if better is not cubes and depth >= HELD * plane:
+        thick = f"slices are {depth / plane:.1f} times thicker than voxels are wide"
+        spared.append(Choice("network.plan", {"from_spacing": median}, f"depth held back: {thick}"))
+    return spared
+
+
+def least_kept(kept: Kept) -> tuple[str, float] | None:
+    """The label that loses most, and what it keeps on the mean; None: no case is labelled."""
+    means = [(values["mean"], name) for name, values in kept.items()]
+    return (min(means)[1], min(means)[0]) if means else None
+
+
+def symmetric_pairs(labels: Sequence[str]) -> list[list[str]]:
+    """Pairs of labels that differ in the word for a side only, such as parotid_left and parotid_right."""
+    words = {name: re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", name) for name in labels}  # RightParotid too
+    spoken = {text.lower(): name for name, text in words.items()}
+    pairs: list[list[str]] = []
+    for name, text in words.items():
+        mirrored = SIDES.sub(lambda side: OTHER_SIDE[side.group().lower()], text.lower())
+        other = spoken.get(mirrored)
+        if other is not None and other != name and [other, name] not in pairs:
+            pairs.append([name, other])
+    return pairs

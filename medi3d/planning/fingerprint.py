@@ -1,0 +1,205 @@
+"""What a cohort is like: the grid, intensities and labels of every case, and all that is wrong, at once."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from medi3d.datasets.cohorts.cases import load_label
+from medi3d.datasets.cohorts.cohort import Case
+from medi3d.datasets.images.files import read_channels
+from medi3d.datasets.images.geometry import grid_difference, spacing_dhw
+from medi3d.datasets.images.preprocessing import check_finite, constant, to_array
+from medi3d.datasets.images.settings import VolumeSettings
+from medi3d.errors import DataError, Medi3dError
+from medi3d.processes import process_pool
+
+SAMPLES = 2000
+"""Labelled voxels of a case whose intensities are kept, at equal distances in memory."""
+
+AIR = -500.0
+"""HU; MR knows no such values, and every CT shows some air or table padding."""
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """One case on its own grid, oriented.
+
+    Attributes:
+        name: of the case.
+        shape: (depth, height, width) in voxels.
+        spacing: (depth, height, width) in mm.
+        orientation: of the file, as DICOM names axes, such as LPS.
+        digest: of the voxels of the first channel; two cases with one digest are one image.
+        intensities: by channel, low, high, mean and deviation of the whole image.
+        samples: by channel, intensities of some labelled voxels; of any where nothing is labelled.
+        millilitres: label -> volume.
+        pieces: label -> connected pieces (voxels that touch at a face, edge or corner).
+        largest: label -> share of its voxels in the largest piece; 0 where it is absent.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    orientation: str
+    digest: str
+    intensities: list[dict[str, float]]
+    samples: list[list[float]] = field(repr=False)
+    millilitres: dict[str, float]
+    pieces: dict[str, int]
+    largest: dict[str, float]
+
+
+def examine_case(case: Case, settings: VolumeSettings) -> CaseFacts:
+    """Read a case and describe it; nothing is resampled or normalised.
+
+    Args:
+        case: The case.
+        settings: Its `labels`, `channels` and `empty_labels` are used.
+
+    Raises:
+        DataError: The case is damaged or does not fit the settings; see `load_image` and `load_label`.
+    """
+    files = [(path, channel) for path in case.images for channel in read_channels(path)]
+    if len(files) != settings.channels:
+        raise DataError(
+            f"{case.images[0]}: {len(files)} channels where the config says channels: {settings.channels}"
+        )
+    first = files[0][1]
+    for path, channel in files:
+        check_finite(sitk.Cast(channel, sitk.sitkFloat32), path)  # as training reads it
+        if difference := grid_difference(channel, first):
+            raise DataError(f"{path}: not on the grid of {files[0][0]}: {difference}")
+    arrays = [to_array(sitk.DICOMOrient(channel, "LPS")) for _, channel in files]
+    for (path, _), array in zip(files, arrays, strict=True):
+        if array.min() == array.max():
+            raise DataError(f"{path}: {constant(array)}")
+    oriented = sitk.DICOMOrient(first, "LPS")
+    labels = _labels(case, settings, first)
+    inside = labels > 0 if labels is not None and labels.any() else np.ones(arrays[0].shape, bool)
+    depth, height, width = arrays[0].shape
+    spacing = spacing_dhw(oriented)
+    return CaseFacts(
+        name=case.name,
+        shape=(depth, height, width),
+        spacing=spacing,
+        orientation=sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(first.GetDirection()),
+        digest=hashlib.blake2b(np.ascontiguousarray(arrays[0]).tobytes(), digest_size=8).hexdigest(),
+        intensities=[_intensities(array) for array in arrays],
+        samples=[_some(array[inside]).tolist() for array in arrays],
+        **_label_facts(labels, settings, float(np.prod(spacing)) / 1000),
+    )
+
+
+def _labels(case: Case, settings: VolumeSettings, image: sitk.Image) -> np.ndarray | None:
+    if not case.label_files:
+        return None
+    return to_array(sitk.DICOMOrient(load_label(case, settings, image), "LPS"))
+
+
+def _intensities(array: np.ndarray) -> dict[str, float]:
+    return {
+        "low": float(array.min()),
+        "high": float(array.max()),
+        "mean": float(array.mean(dtype=np.float64)),
+        "deviation": float(array.std(dtype=np.float64)),
+    }
+
+
+def _some(values: np.ndarray) -> np.ndarray:
+    return values[np.linspace(0, len(values) - 1, min(len(values), SAMPLES)).astype(int)].astype(float)
+
+
+def _label_facts(labels: np.ndarray | None, settings: VolumeSettings, millilitre: float) -> dict[str, Any]:
+    facts: dict[str, Any] = {"millilitres": {}, "pieces": {}, "largest": {}}
+    if labels is None:
+        return facts
+    for number, name in enumerate(settings.label_names, 1):
+        parts, count = ndimage.label(labels == number, structure=np.ones((3, 3, 3)))
+        sizes = np.bincount(parts.ravel())[1:]
+        facts["millilitres"][name] = float(sizes.sum()) * millilitre
+        facts["pieces"][name] = int(count)
+        facts["largest"][name] = float(sizes.max() / sizes.sum()) if count else 0.0
+    return facts
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A cohort: its good cases, and one line for each bad one."""
+
+    cases: list[CaseFacts]
+    problems: list[str]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Median voxel sides (depth, height, width) in mm."""
+        depth, height, width = (median(case.spacing[axis] for case in self.cases) for axis in range(3))
+        return (depth, height, width)
+
+    @property
+    def extent(self) -> tuple[float, float, float]:
+        """Median size of a case (depth, height, width) in mm."""
+        sides = [[n * s for n, s in zip(case.shape, case.spacing, strict=True)] for case in self.cases]
+        depth, height, width = (median(side[axis] for side in sides) for axis in range(3))
+        return (depth, height, width)
+
+    @property
+    def unevenness(self) -> float:
+        """How many times longer the longest voxel side is than the shortest, along the worst axis."""
+        sides = zip(*(case.spacing for case in self.cases), strict=True)
+        return max(max(along) / min(along) for along in sides)
+
+    @property
+    def modality(self) -> str | None:
+        """CT where most cases have air in HU, MR where none goes below zero, None where it is not clear."""
+        lows = [case.intensities[0]["low"] for case in self.cases]
+        if median(lows) <= AIR and median(case.intensities[0]["high"] for case in self.cases) > 0:
+            return "CT"
+        return "MR" if min(lows) >= 0 else None
+
+    def percentiles(self, low: float, high: float) -> tuple[float, float]:
+        """Of the intensities of labelled voxels, all cases together, first channel."""
+        pooled = np.concatenate([case.samples[0] for case in self.cases])
+        first, last = np.percentile(pooled, [low, high])
+        return (float(first), float(last))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; the samples stay behind."""
+        cases = [{k: v for k, v in vars(case).items() if k != "samples"} for case in self.cases]
+        medians = {"spacing": self.spacing, "extent_mm": self.extent} if self.cases else {}
+        return {**medians, "cases": cases, "problems": self.problems}
+
+
+def examine_cohort(
+    cases: Sequence[Case], settings: VolumeSettings, workers: int
+) -> Iterator[CaseFacts | str]:
+    """Every case in parallel, as they end: its facts, or a line about what is wrong with it."""
+    with process_pool(workers) as pool:
+        futures = [pool.submit(_facts_or_problem, case, settings) for case in cases]
+        for future in as_completed(futures):
+            yield future.result()
+
+
+def _facts_or_problem(case: Case, settings: VolumeSettings) -> CaseFacts | str:
+    try:
+        return examine_case(case, settings)
+    except Medi3dError as error:
+        return str(error)
+
+
+def gather(results: Sequence[CaseFacts | str]) -> Fingerprint:
+    """One fingerprint of what `examine_cohort` gave; two cases of one image are a problem too."""
+    facts = sorted((r for r in results if isinstance(r, CaseFacts)), key=lambda case: case.name)
+    problems = sorted(result for result in results if isinstance(result, str))
+    seen: dict[str, str] = {}
+    for case in facts:
+        if case.digest in seen:
+            problems.append(f"{case.name}: has the voxels of {seen[case.digest]}; each image belongs in once")
+        seen.setdefault(case.digest, case.name)
+    return Fingerprint(facts, problems)

@@ -1,0 +1,268 @@
+"""Preparing a cohort: check and describe every case, choose what the config leaves open, fill the cache."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
+
+from medi3d.console import console, print_rows
+from medi3d.datasets.clips.clips import read_clip_list
+from medi3d.datasets.clips.flow import fill_cache as fill_flow
+from medi3d.datasets.clips.settings import ClipSettings
+from medi3d.datasets.cohorts.cache import fill_cache
+from medi3d.datasets.cohorts.cohort import Case, Cohort, read_cohort
+from medi3d.datasets.cohorts.splits import without_tests
+from medi3d.datasets.images.settings import VolumeSettings
+from medi3d.errors import ConfigError, DataError
+from medi3d.experiment.config import complete, read_given
+from medi3d.experiment.settings import SegmentationExperiment
+from medi3d.files import written_aside
+from medi3d.inflation.plan import KernelPlan
+from medi3d.planning.choices import LITTLE, Choice, Kept, plan_data, spare_labels
+from medi3d.planning.fingerprint import Fingerprint, examine_cohort, gather
+from medi3d.planning.grid_loss import kept_by_grid
+from medi3d.planning.patch_size import plan_patch
+
+
+def run_prepare(
+    config: Path, overrides: list[str], out: Path | None, *, memory_gb: float, workers: int
+) -> dict[str, Any]:
+    """Prepare the cohort of a segmentation config; of one that classifies clips, compute their flow.
+
+    Writes into `out`: `fingerprint.json`, `choices.json` (each with its reason, and what labels lose on the
+    chosen grid), `config.yaml` (complete; `medi3d train` takes it), a plan where slices are thick, and
+    `cache/` with every case as the network takes it.
+
+    Args:
+        config: needs `data.root`; what it says is kept, what it leaves open is chosen.
+        overrides: "key=value" in place of the config's.
+        out: the folder; prepared/NAME if None.
+        memory_gb: that a training step may take on the training device.
+        workers: processes that read.
+
+    Returns:
+        The fingerprint, the choices, what labels keep on the grid, and the config's path.
+
+    Raises:
+        ConfigError: the config is of another task, or lacks what cannot be chosen.
+        DataError: cases are damaged, all of them named; nothing is cached then.
+    """
+    given = read_given(config, overrides)
+    if given.get("task") == "classification":
+        return _prepare_flow(config, complete(given), workers)
+    if given.get("task", "segmentation") != "segmentation" or not OmegaConf.select(given, "data.root"):
+        raise ConfigError(f"{config}: prepare needs task: segmentation and data.root, the cohort")
+    given.task = "segmentation"
+    given.setdefault("name", config.stem)
+    folder = out or Path("prepared") / str(given.name)
+    cohort = read_cohort(given.data.root)
+    listed = _listed(cohort, _flat(given))
+    _add(given, listed)
+    cases = without_tests(cohort.cases)  # nothing is chosen by what a test set is like
+    fingerprint = _examine(cases, _provisional(given), workers)
+    _write(folder / "fingerprint.json", json.dumps(fingerprint.to_dict(), indent=2))
+    _show(fingerprint)
+    if fingerprint.problems:
+        raise DataError(
+            f"{len(fingerprint.problems)} problems in {given.data.root}, each named above and in "
+            f"{folder / 'fingerprint.json'}; the first: {fingerprint.problems[0]}"
+        )
+
+    @cache
+    def kept_by(spacing: tuple[float, ...]) -> Kept:
+        settings = replace(_provisional(given), spacing=list(spacing))
+        with console.status("looking at what labels lose on the grid"):
+            return kept_by_grid(cases, settings, workers)
+
+    experiment, choices = _choose(given, fingerprint, folder, memory_gb, kept_by)
+    choices = listed + choices
+    rows = [{"key": c.key, "chosen": str(c.value), "because": c.why} for c in choices]
+    print_rows("Chosen; give key=value to have it otherwise", rows)
+    kept = kept_by(tuple(experiment.data.spacing)) if experiment.data.spacing else {}
+    _show_kept(kept)
+    chosen = {"choices": [vars(choice) for choice in choices], "labels_kept_by_grid": kept}
+    _write(folder / "choices.json", json.dumps(chosen, indent=2))
+    _fill(cases, experiment.data, workers)
+    _write(folder / "config.yaml", OmegaConf.to_yaml(given))
+    console.print(f"ready: medi3d train {folder / 'config.yaml'}", soft_wrap=True, highlight=False)
+    return {
+        "fingerprint": fingerprint.to_dict(),
+        **chosen,
+        "config": str(folder / "config.yaml"),
+    }
+
+
+def _prepare_flow(config: Path, experiment: Any, workers: int) -> dict[str, Any]:
+    """Fill the cache of flow; what is there is left."""
+    settings: ClipSettings = experiment.data
+    if settings.streams == "rgb":
+        raise ConfigError(
+            f"{config}: data.streams is rgb: only flow is computed beforehand; train right away"
+        )
+    paths = [clip.path for clip in read_clip_list(settings).clips]
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    seen: dict[str, Any] = {"side": settings.side, "keep": settings.crop, "rate": settings.rate}
+    damaged = fill_flow(paths, settings.flow_cache or None, processes=workers, say=say, **seen)
+    if damaged and not settings.skip_damaged:
+        raise DataError(f"{len(damaged)} of {len(paths)} clips have no flow, each named above: {damaged[0]}")
+    return {"clips": len(paths), "damaged": damaged}
+
+
+def default_memory_gb() -> float:
+    """Most of a GPU's memory; half of what the main memory has free, 8 GB at most, without one."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return 0.85 * torch.cuda.get_device_properties(0).total_memory / 2**30
+    return min(8.0, psutil.virtual_memory().available / 2**31)
+
+
+def _listed(cohort: Cohort, given: dict[str, Any]) -> list[Choice]:
+    """What the cohort's own list says."""
+    labels = {name: value for name, value in cohort.labels.items() if value != 0}
+    named = any(key.startswith("data.labels") for key in given)
+    if not labels and not named:
+        raise ConfigError("data.labels: neither given nor in the cohort's list; add {name: value, ...}")
+    choices = [] if named else [Choice("data.labels", labels, "named by the cohort")]
+    if cohort.channels and "data.channels" not in given:
+        choices.append(Choice("data.channels", len(cohort.channels), f"{', '.join(cohort.channels)}"))
+        if "network.in_channels" not in given:
+            choices.append(Choice("network.in_channels", len(cohort.channels), "the cohort's channels"))
+    return choices
+
+
+def _provisional(given: DictConfig) -> VolumeSettings:
+    """Enough to read cases by: neither modality nor normalisation matters yet."""
+    keys = ("labels", "channels", "empty_labels", "overlaps")
+    data = {key: given.data[key] for key in keys if key in given.data}
+    return VolumeSettings(str(given.data.root), "MR", **OmegaConf.to_container(OmegaConf.create(data)))  # type: ignore[arg-type]
+
+
+def _examine(cases: Sequence[Case], settings: VolumeSettings, workers: int) -> Fingerprint:
+    results = examine_cohort(cases, settings, workers)
+    return gather(list(_watched(results, "examining", len(cases))))
+
+
+def _choose(
+    given: DictConfig,
+    fingerprint: Fingerprint,
+    folder: Path,
+    memory_gb: float,
+    kept_by: Callable[[tuple[float, ...]], Kept],
+) -> tuple[SegmentationExperiment, list[Choice]]:
+    """Fill `given` in; the experiment that it then describes, and what was chosen."""
+    labels = [str(name) for name in given.data.labels]
+    choices = plan_data(fingerprint, _flat(given), labels)
+    choices = spare_labels(choices, fingerprint, lambda spacing: kept_by(tuple(spacing)))
+    choices = [choice for choice in choices if choice.key not in _flat(given)]
+    plans = [choice for choice in choices if choice.key == "network.plan"]
+    if plans:
+        plan = KernelPlan.from_spacing(plans[0].value["from_spacing"])
+        _write(folder / "plan.yaml", OmegaConf.to_yaml(OmegaConf.create(plan.to_dict())))
+        choices[choices.index(plans[0])] = replace(plans[0], value=str(folder / "plan.yaml"))
+    choices.append(Choice("data.cache", str(folder / "cache"), "cases are read and resampled once"))
+    _add(given, choices)
+    experiment: Any = complete(given)
+    if OmegaConf.select(given, "data.patch") is None:
+        with console.status("running training steps, to find the largest patch that memory allows"):
+            patch = plan_patch(experiment, fingerprint, memory_gb * 2**30)
+        _add(given, patch)
+        choices += patch
+        experiment = complete(given)
+    return experiment, choices
+
+
+def _fill(cases: Sequence[Case], settings: VolumeSettings, workers: int) -> None:
+    results = fill_cache(cases, settings, workers)
+    problems = [line for line in _watched(results, "resampling", len(cases)) if line]
+    if problems:
+        raise DataError(f"{len(problems)} cases cannot be prepared: {'; '.join(sorted(problems))}")
+
+
+def _watched(results: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    return track(results, what, total=total, console=console, disable=not console.is_terminal)
+
+
+def _show(fingerprint: Fingerprint) -> None:
+    """Each problem; lowest, middle and highest of everything else (each case is in fingerprint.json)."""
+    for problem in fingerprint.problems:
+        console.print(problem, style="red", soft_wrap=True, highlight=False, markup=False)
+    cases = fingerprint.cases
+    if not cases:
+        return
+    columns: dict[str, list[float]] = {}
+    for axis, name in enumerate(("depth", "height", "width")):
+        columns[f"{name}, voxels"] = [case.shape[axis] for case in cases]
+        columns[f"{name} of a voxel, mm"] = [case.spacing[axis] for case in cases]
+    columns["lowest intensity"] = [case.intensities[0]["low"] for case in cases]
+    columns["highest intensity"] = [case.intensities[0]["high"] for case in cases]
+    labelled = [case for case in cases if case.millilitres]
+    for name in labelled[0].millilitres if labelled else ():
+        columns[f"{name}, ml"] = [case.millilitres[name] for case in labelled]
+        columns[f"{name}, pieces"] = [case.pieces[name] for case in labelled]
+    rows = [
+        {
+            "of each case": name,
+            "lowest": f"{min(v):.4g}",
+            "median": f"{median(v):.4g}",
+            "highest": f"{max(v):.4g}",
+        }
+        for name, v in columns.items()
+    ]
+    files = ", ".join(sorted({case.orientation for case in cases}))
+    print_rows(f"{len(cases)} cases, {len(labelled)} with labels; axes in the files: {files}", rows)
+
+
+def _show_kept(kept: Kept) -> None:
+    """Dice of labels with themselves after the grid and back, and a warning where much is lost."""
+    if not kept:
+        return
+    rows = [{"label": n, "mean": f"{v['mean']:.3f}", "worst": f"{v['worst']:.3f}"} for n, v in kept.items()]
+    print_rows("Dice onto the grid and back", rows)
+    low = [f"{name} {values['mean']:.3f}" for name, values in kept.items() if values["mean"] < LITTLE]
+    if low:
+        console.print(
+            f"little is kept of {', '.join(low)}: give a finer data.spacing=[D,H,W], or data.spacing=null, "
+            "which keeps each scan's own grid",
+            style="yellow",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def _flat(given: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, of sections and of what is in them."""
+    flat: dict[str, Any] = {}
+    for key, value in given.items():
+        path = prefix + str(key)
+        flat[path] = value
+        if isinstance(value, DictConfig):
+            flat |= _flat(value, path + ".")
+    return flat
+
+
+def _add(given: DictConfig, choices: list[Choice]) -> None:
+    for choice in choices:
+        OmegaConf.update(given, choice.key, choice.value, merge=False, force_add=True)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(path) as aside:
+            aside.write_text(text)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or os.strerror(error.errno or 0)})"
+        ) from error

@@ -1,0 +1,1 @@
+"""`medi3d predict`, `features` and `classify`: a trained network on new files."""

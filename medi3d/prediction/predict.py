@@ -1,0 +1,267 @@
+"""Masks of many scans: read, computed and written at the same time; what is finished is not done again."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medi3d.datasets.images.dicom_seg import write_seg
+from medi3d.datasets.images.files import read_header, write_mask
+from medi3d.datasets.images.preprocessing import LoadedImage, load_image, to_file_values
+from medi3d.datasets.images.settings import VolumeSettings
+from medi3d.engine.log import log
+from medi3d.engine.metrics import Row
+from medi3d.errors import ConfigError, DataError, Medi3dError
+from medi3d.experiment.settings import Experiment
+from medi3d.prediction.memory import (
+    Budget,
+    band_bytes,
+    batch_of,
+    forward_bytes,
+    reading_bytes,
+    resident_bytes,
+)
+from medi3d.prediction.predictor import (
+    Predictor,
+    Segmentation,
+    check_ensemble,
+    load_members,
+    members,
+    segment,
+)
+from medi3d.prediction.records import Records, key_of
+from medi3d.prediction.scans import FORMATS, Scan, find_scans
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """How masks are made and kept.
+
+    Attributes:
+        format: of the masks, see `FORMATS`; "same": of the scan.
+        memory_gb: main memory that the program may take in all; None: no limit.
+        overwrite: predict finished scans again.
+    """
+
+    format: str = "same"
+    memory_gb: float | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ConfigError(f"format is {self.format!r}: {', '.join(FORMATS)}")
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise ConfigError(f"memory is {self.memory_gb}: a number of GB, above 0")
+
+
+def run_prediction(
+    experiment: Experiment,
+    folder: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    ensemble: Sequence[tuple[Experiment, Path]] = (),
+    options: PredictionOptions | None = None,
+) -> tuple[list[Path], list[str]]:
+    """Segment scans with the best network of a run. A scan that fails does not stop the others.
+
+    Args:
+        experiment: of the run, from its `config.yaml`.
+        folder: the run folder.
+        inputs: NIfTI, NRRD or MetaImage files, folders of one DICOM series each, or folders of these.
+        out: folder for the masks, each under the name of its scan (a DICOM series gives NIfTI), and
+            `predictions.csv` with volume and confidence of each label.
+        ensemble: further runs, whose probabilities are averaged with those of the first; of a
+            cross-validation each fold's network counts as one.
+        options: format, memory, overwriting.
+
+    Returns:
+        The masks, written now or earlier, and a line about each scan that failed; of such a one nothing is
+        left in `out`, not even the mask of an earlier run.
+
+    Raises:
+        ConfigError: a run does not segment, the runs do not fit together, or two inputs would write one mask.
+        WeightsError: a run has no usable checkpoint.
+    """
+    runs = [(experiment, folder), *ensemble]
+    predictors = [one for run in runs for one in load_members(*run)]
+    settings = check_ensemble(predictors, [place for run in runs for _, place in members(*run)])
+    return predict_files(predictors, settings, inputs, out, options)
+
+
+def predict_files(
+    predictors: Sequence[Predictor],
+    settings: Sequence[VolumeSettings],
+    inputs: Sequence[Path],
+    out: Path,
+    options: PredictionOptions | None = None,
+) -> tuple[list[Path], list[str]]:
+    """Segment scans with loaded networks, each with its settings; otherwise as `run_prediction`."""
+    options = options or PredictionOptions()
+    scans = find_scans(inputs, out, settings[0].channels, options.format)
+    return _Batch(predictors, settings, Records(out), options).run(scans)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A scan in memory, as each member of the ensemble takes it; no images: its mask is there already."""
+
+    scan: Scan
+    key: str
+    images: list[LoadedImage]
+    size: int = 0
+
+
+@dataclass
+class _Batch:
+    """Scans on their way from file to mask: while one is computed, the next is read, the last written."""
+
+    predictors: Sequence[Predictor]
+    settings: Sequence[VolumeSettings]
+    records: Records
+    options: PredictionOptions
+    windows: int = 0  # bytes of the forward passes
+    budget: Budget = field(default_factory=lambda: Budget(None))
+
+    def run(self, scans: Sequence[Scan]) -> tuple[list[Path], list[str]]:
+        self._measure()
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            waiting: list[tuple[Scan, Future[None]]] = []
+            failed: dict[Scan, str] = {}
+            for scan, reading in _ahead(reader, partial(self._read), scans):
+                try:
+                    read = reading.result()
+                    if not read.images:
+                        log.info(f"{scan.images[0]}: its mask is there already, {scan.target}")
+                        continue
+                    waiting.append((scan, self._compute(read, writer)))
+                except (Medi3dError, MemoryError, torch.OutOfMemoryError) as error:
+                    failed[scan] = self._fail(scan, error)
+                if len(waiting) > 1:  # at most one scan waits to be written
+                    waiting[-2][1].exception()
+            for scan, writing in waiting:
+                try:
+                    writing.result()
+                except (Medi3dError, MemoryError) as error:
+                    failed[scan] = self._fail(scan, error)
+        self.records.write_table()
+        done = [scan.target for scan in scans if scan not in failed]
+        return done, [failed[scan] for scan in scans if scan in failed]
+
+    def _measure(self) -> None:
+        """What is left for scans of the memory, once networks and windows have theirs."""
+        if self.options.memory_gb is None:
+            return
+        self.windows = max(
+            forward_bytes(one.run, torch.zeros(batch_of(one, settings)))
+            for one, settings in zip(self.predictors, self.settings, strict=True)
+        )
+        limit = int(self.options.memory_gb * 1e9)
+        left = limit - resident_bytes() - self.windows
+        if left <= 0:
+            raise ConfigError(
+                f"--memory {self.options.memory_gb}: the program holds {resident_bytes() / 1e9:.2f} GB and "
+                f"its windows take about {self.windows / 1e9:.2f} GB more; allow more"
+            )
+        self.budget = Budget(left)
+
+    def _read(self, scan: Scan) -> _Read:
+        key = key_of(scan.images, [one.identity for one in self.predictors])
+        if not self.options.overwrite and self.records.holds(scan, key):
+            return _Read(scan, key, [])
+        self.records.drop(scan)
+        size = self._estimate(scan)
+        self.budget.take(size, str(scan.images[0]))
+        try:
+            images: list[LoadedImage] = []
+            for number, settings in enumerate(self.settings):
+                same = [images[k] for k in range(number) if _loads_alike(self.settings[k], settings)]
+                images.append(same[0] if same else load_image(scan.images, settings))
+        except BaseException:
+            self.budget.give_back(size)
+            raise
+        return _Read(scan, key, images, size)
+
+    def _fail(self, scan: Scan, error: BaseException) -> str:
+        """A scan that failed has no files, neither halves of this run nor masks of an earlier one."""
+        with contextlib.suppress(Medi3dError):
+            self.records.drop(scan)
+        return _line(scan, error)
+
+    def _compute(self, read: _Read, writer: ThreadPoolExecutor) -> "Future[None]":
+        try:
+            segmentation = segment(self.predictors, read.images)
+        except BaseException:
+            self.budget.give_back(read.size)
+            raise
+        read.images.clear()
+        return writer.submit(self._write, read, segmentation)
+
+    def _write(self, read: _Read, segmentation: Segmentation) -> None:
+        scan, settings = read.scan, self.settings[0]
+        try:
+            mask = to_file_values(segmentation.mask, settings)
+            write_mask(mask, scan.images[0], scan.target)
+            if scan.seg is not None:
+                values = {name: settings.labels[name] for name in settings.label_names}
+                write_seg(mask, values, scan.images[0], scan.seg, version=version("medi3d"))
+            self.records.add(scan, read.key, _rows(scan, segmentation, settings))
+            log.info(f"{scan.images[0]} -> {scan.target}")
+        finally:
+            self.budget.give_back(read.size)
+
+    def _estimate(self, scan: Scan) -> int:
+        """Bytes that a scan takes beside the windows, from its header; 0 where nothing is limited."""
+        if self.options.memory_gb is None:
+            return 0
+        header = read_header(scan.images[0])
+        loaded = [
+            one
+            for k, one in enumerate(self.settings)
+            if not any(_loads_alike(one, earlier) for earlier in self.settings[:k])
+        ]
+        bands = [band_bytes(header, *pair) for pair in zip(self.settings, self.predictors, strict=True)]
+        return sum(reading_bytes(header, one) for one in loaded) + sum(bands)
+
+
+def _loads_alike(one: VolumeSettings, other: VolumeSettings) -> bool:
+    keys = ("modality", "channels", "spacing", "normalisation")
+    return all(getattr(one, key) == getattr(other, key) for key in keys)
+
+
+def _ahead(reader: ThreadPoolExecutor, read: partial, scans: Sequence[Scan]) -> Iterator[tuple[Scan, Future]]:
+    """Scans and what is read of them, the next one begun before the last is asked for."""
+    pending: list[tuple[Scan, Future]] = []
+    for scan in scans:
+        pending.append((scan, reader.submit(read, scan)))
+        if len(pending) > 1:
+            yield pending.pop(0)
+    yield from pending
+
+
+def _rows(scan: Scan, segmentation: Segmentation, settings: VolumeSettings) -> list[Row]:
+    millilitres = float(np.prod(segmentation.mask.GetSpacing())) / 1000
+    return [
+        {
+            "case": scan.name,
+            "label": name,
+            "voxels": voxels,
+            "volume_ml": voxels * millilitres,
+            "confidence": confidence,
+        }
+        for name, voxels, confidence in zip(
+            settings.label_names, segmentation.voxels, segmentation.confidence, strict=True
+        )
+    ]
+
+
+def _line(scan: Scan, error: BaseException) -> str:
+    if isinstance(error, Medi3dError):
+        return str(error)
+    return str(DataError(f"{scan.images[0]}: does not fit into the memory ({str(error).splitlines()[:1]})"))

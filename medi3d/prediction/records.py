@@ -1,0 +1,116 @@
+"""What is known of each finished mask, so that it is neither made twice nor trusted when it is stale."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from medi3d.engine.metrics import Row
+from medi3d.errors import DataError
+from medi3d.files import write_table, written_aside
+from medi3d.prediction.scans import Scan
+
+FORMAT = 1
+"""Of the records; another one makes all masks be predicted again."""
+
+
+def key_of(images: Iterable[Path], identities: Sequence[str]) -> str:
+    """A name for the content of the scan's files together with all that predicts it.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    digest = hashlib.sha256(repr((FORMAT, list(identities))).encode())
+    try:
+        for image in images:
+            files = sorted(path for path in image.iterdir() if path.is_file()) if image.is_dir() else [image]
+            for file in files:
+                digest.update(f"{file.name if image.is_dir() else ''}\0{_sum(file)}\0".encode())
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{error.filename}: no such file or folder") from error
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Records:
+    """The records in a folder of masks, one file each in `.records/`.
+
+    Args:
+        out: the folder of the masks.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out, self._folder = out, out / ".records"
+
+    def holds(self, scan: Scan, key: str) -> bool:
+        """True if the scan's mask, made under `key`, is there unchanged."""
+        record = self._read(self._path(scan))
+        return record.get("key") == key and record.get("files") == self._sums(scan)
+
+    def add(self, scan: Scan, key: str, rows: Sequence[Row]) -> None:
+        """Note a mask that is complete.
+
+        Raises:
+            DataError: the note cannot be written.
+        """
+        record = {"key": key, "mask": scan.target.name, "files": self._sums(scan), "rows": list(rows)}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with written_aside(self._path(scan)) as aside:
+                aside.write_text(json.dumps(record, indent=1))
+        except OSError as error:
+            raise DataError(f"{self._path(scan)}: cannot be written: {error.strerror}") from error
+
+    def drop(self, scan: Scan) -> None:
+        """Take away what an earlier run wrote for the scan: it must not pass for what is asked for now.
+
+        Raises:
+            DataError: a file cannot be taken away.
+        """
+        path = self._path(scan)
+        recorded = [self._out / Path(str(name)).name for name in self._read(path).get("files") or ()]
+        try:
+            for old in {scan.target, *([scan.seg] if scan.seg else []), *recorded, path}:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"{error.filename}: old, and cannot be taken away: {error.strerror}") from error
+
+    def write_table(self) -> None:
+        """Write `predictions.csv`: a row for each label of each mask in the folder.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        if not self._folder.is_dir():
+            return
+        records = [self._read(path) for path in sorted(self._folder.glob("*.json"))]
+        there = [record for record in records if (self._out / str(record.get("mask"))).is_file()]
+        try:
+            write_table(self._out / "predictions.csv", [row for record in there for row in record["rows"]])
+        except OSError as error:
+            raise DataError(
+                f"{self._out / 'predictions.csv'}: cannot be written: {error.strerror}"
+            ) from error
+
+    def _path(self, scan: Scan) -> Path:
+        return self._folder / f"{scan.target.name}.json"
+
+    @staticmethod
+    def _sums(scan: Scan) -> dict[str, str]:
+        made = [path for path in (scan.target, scan.seg) if path is not None]
+        return {path.name: _sum(path) for path in made if path.is_file()}
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError):  # not there, or damaged: then the mask is made again
+            return {}
+        return record if isinstance(record, dict) else {}

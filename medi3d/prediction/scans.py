@@ -1,0 +1,117 @@
+"""Which scans a list of paths means, and where the mask of each goes."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medi3d.datasets.images.dicom import claims_dicom, holds_dicom
+from medi3d.datasets.images.formats import ITK, NIFTI, suffix_of
+from medi3d.engine.log import log
+from medi3d.errors import ConfigError, DataError
+
+FORMATS = {"same": "", "nii": ".nii", "nii.gz": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "seg": ""}
+"""Format -> suffix of a mask, "" for that of its scan; "seg" adds a DICOM SEG to that of a DICOM series."""
+
+MASK_SUFFIX = {".mhd": ".mha", ".nhdr": ".nrrd", "": ".nii.gz"}
+"""Suffix of a scan -> of its mask, where they differ; a DICOM folder has none."""
+
+CHANNEL = re.compile(r"(.+)_\d{4}")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan to segment.
+
+    Attributes:
+        name: of the case.
+        images: its files, one for each channel, or one that holds all.
+        target: the mask to write.
+        seg: the DICOM SEG to write beside it.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    target: Path
+    seg: Path | None = None
+
+
+def find_scans(inputs: Sequence[Path], out: Path, channels: int, format: str) -> list[Scan]:
+    """The scans that paths mean. Where several have one name, that of their folder is put in front.
+
+    Args:
+        inputs: files, folders of one DICOM series, or folders of files and of such folders; `out` and folders
+            without a scan are left out of these, the latter with a line in the log.
+        out: folder of the masks.
+        channels: of a case; if several, files NAME_0000, NAME_0001, ... are one case (nnU-Net's layout).
+        format: of the masks, see `FORMATS`.
+
+    Raises:
+        ConfigError: two scans would write one mask, or a mask would replace its scan.
+        DataError: a folder holds slices of a series and volumes side by side.
+    """
+    paths = [path for given in inputs for path in (given.is_dir() and _scans_in(given, out)) or [given]]
+    cases = _grouped(paths, channels)
+    names = [_name(case, channels) for case in cases]
+    scans: list[Scan] = []
+    for case, short in zip(cases, names, strict=True):
+        name = f"{case[0].resolve().parent.name}_{short}" if names.count(short) > 1 else short
+        suffix = _suffix(case[0])
+        target = out / (name + (FORMATS[format] or MASK_SUFFIX.get(suffix, suffix)))
+        if any(target == scan.target for scan in scans):
+            raise ConfigError(f"{case[0]}: another input is written to {target} too; predict them apart")
+        if target.resolve() in [path.resolve() for path in case]:
+            raise ConfigError(f"{case[0]}: the mask would replace the scan; give another folder with --out")
+        seg = out / f"{name}.seg.dcm" if format == "seg" and case[0].is_dir() else None
+        scans.append(Scan(name, case, target, seg))
+    return scans
+
+
+def _scans_in(folder: Path, out: Path) -> list[Path]:
+    """Volumes and DICOM series in a folder and in those below it; not in `out`, where masks lie."""
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    volumes = [path for path in entries if path.is_file() and suffix_of(path) in NIFTI + ITK]
+    slices = [path for path in entries if path not in volumes and claims_dicom(path)]
+    if volumes and slices:
+        raise DataError(
+            f"{folder}: {volumes[0].name} lies beside DICOM slices such as {slices[0].name}; "
+            "give the files, or a folder for each"
+        )
+    scans = volumes or ([folder] if holds_dicom(folder) else [])
+    for below in (path for path in entries if path.is_dir()):
+        leads_back = folder.resolve().is_relative_to(below.resolve())  # a link to itself or above
+        if not leads_back and below.resolve() != out.resolve():
+            found = _scans_in(below, out)
+            if not found:
+                log.warning(f"{below}: no scan in this folder; left out")
+            scans = scans + found
+    return scans
+
+
+def _grouped(paths: Sequence[Path], channels: int) -> list[tuple[Path, ...]]:
+    if channels == 1:
+        return [(path,) for path in paths]
+    groups: dict[tuple[Path, str, str], list[Path]] = {}
+    for path in paths:
+        groups.setdefault((path.parent, _base(path), _suffix(path)), []).append(path)
+    return [tuple(sorted(group)) for group in groups.values()]
+
+
+def _name(case: tuple[Path, ...], channels: int) -> str:
+    path = case[0]
+    if path.is_dir():
+        return path.resolve().name
+    return _base(path) if channels > 1 else _stem(path)
+
+
+def _base(path: Path) -> str:
+    matched = CHANNEL.fullmatch(_stem(path))
+    return matched[1] if matched else _stem(path)
+
+
+def _stem(path: Path) -> str:
+    return path.name[: len(path.name) - len(_suffix(path))]
+
+
+def _suffix(path: Path) -> str:
+    return "" if path.is_dir() else suffix_of(path)

@@ -1,0 +1,166 @@
+"""What a pretraining leaves: an encoder as an artifact that knows its origin, and who has seen which case."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medi3d.datasets.cohorts.cohort import Case
+from medi3d.datasets.cohorts.unlabelled import Volume, file_fingerprint
+from medi3d.datasets.sampling.stream import collate, seeded
+from medi3d.engine import distributed
+from medi3d.engine.log import log
+from medi3d.engine.precision import Precision
+from medi3d.engine.state import load_network
+from medi3d.errors import DataError, WeightsError
+from medi3d.experiment.building import make_network, make_task
+from medi3d.experiment.pretext_samples import PretextSamples
+from medi3d.experiment.settings import Experiment, PretrainingExperiment
+from medi3d.files import read_table
+from medi3d.inflation.network import Inflated, prove
+from medi3d.models.artifact import collapse, read_description, save_artifact
+from medi3d.reports.plots import plot_pretext
+from medi3d.reports.run_report import write_report
+from medi3d.training.domain_shift import recalibrate
+
+ARTIFACT = "encoder.safetensors"
+"""Name of the artifact in a run folder."""
+
+RECALIBRATION = 64
+"""Patches that the batch norms of the kept encoder are calibrated on."""
+
+
+def keep_encoder(experiment: PretrainingExperiment, folder: Path) -> dict[str, Any]:
+    """Write the best encoder of a pretraining as `encoder.safetensors`, with pictures and a report.
+
+    Its batch norms get the statistics of whole patches in place of damaged ones, for that is what it will
+    see. Its provenance holds the pretext, the steps, the seed, the score, what it started from, and the
+    name and SHA-256 of every file that it was trained on.
+
+    Returns:
+        "artifact", "sha256", "steps", "score" and what the score is called.
+
+    Raises:
+        WeightsError: the run has no usable checkpoint, or the artifact cannot be written.
+    """
+    task = make_task(experiment)
+    network: Any = make_network(experiment, task, pretrained=False)
+    facts = load_network(folder / "checkpoints" / "best.pt", network)
+    precision = Precision.choose(experiment.training.precision, distributed.local_device())
+    precision.place_network(network).eval()
+    samples = PretextSamples(experiment)
+    training, validation = samples.split()
+    _draw(network, samples, validation, precision, folder / "plots" / "pretext.png")
+    encoder: Inflated = network.encoder
+    recalibrate(encoder, _patches(samples, training), precision)
+    encoder.cpu()
+    origin = encoder.report
+    prove(collapse(encoder, origin.source), encoder, size=origin.exactness.size)
+    encoder.report.source = origin.source
+    encoder.report.weights = {
+        "name": f"pretraining/{experiment.name}",
+        "contract": origin.weights.get("contract"),
+        "pretraining": {
+            "pretext": asdict(experiment.pretext),
+            "steps": facts["step"],
+            "seed": experiment.seed,
+            task.score: facts["score"],
+            "cpu_seconds": read_table(folder / "metrics.csv")[-1]["cpu_seconds"],
+            "started_from": _started_from(experiment),
+            "cases": _fingerprints(training),
+        },
+    }
+    path = save_artifact(encoder, folder / ARTIFACT)
+    summary = {
+        "artifact": str(path),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "steps": facts["step"],
+        task.score: facts["score"],
+    }
+    report = write_report(experiment, folder, {"Encoder": [summary]})
+    log.info(f"encoder: {path}")
+    log.info(f"report: {report}")
+    return summary
+
+
+def _patches(samples: PretextSamples, volumes: Sequence[Volume]) -> Iterator[Tensor]:
+    """Undamaged training patches in pairs, `(2, C, D, H, W)`, the same ones each time."""
+    chosen = [volumes[i * len(volumes) // RECALIBRATION] for i in range(RECALIBRATION)]
+    for first in range(0, RECALIBRATION, 2):
+        pair = []
+        for number, volume in enumerate(chosen[first : first + 2], first):
+            with seeded(samples.seed, number):
+                pair.append(samples.undamaged(samples.load(volume)))
+        yield collate(pair)["image"]
+
+
+def _started_from(experiment: PretrainingExperiment) -> dict[str, Any]:
+    """Source and weights of the first step, with the provenance of an artifact."""
+    network = experiment.network
+    start: dict[str, Any] = {"source": network.source, "weights": network.weights}
+    path = artifact_of(experiment)
+    if path is not None:
+        start["pretraining"] = _provenance(path)
+    return start
+
+
+def _fingerprints(volumes: Sequence[Volume]) -> list[dict[str, Any]]:
+    files = {volume.name: volume.files for volume in volumes}
+    return [{"name": name, "sha256": [file_fingerprint(f) for f in part]} for name, part in files.items()]
+
+
+@torch.no_grad()
+def _draw(
+    network: nn.Module, samples: PretextSamples, volumes: Sequence[Volume], precision: Precision, path: Path
+) -> None:
+    """What the network was shown, what it answered and what was right, for a few validation volumes."""
+    rows = []
+    for volume in volumes[:4]:
+        sample = samples.whole(samples.load(volume))
+        with precision.autocast():
+            answer = network(precision.place(sample["image"][None]))[0].float().cpu()
+        answer = answer.argmax(dim=0) if samples.maps else answer[0]
+        rows.append((sample["image"][0].numpy(), answer.numpy(), sample["label"][0].numpy()))
+    plot_pretext(rows, path)
+
+
+def artifact_of(experiment: Experiment) -> Path | None:
+    """The artifact that a network starts from, by `network.source` or `network.weights`; None: none."""
+    for name in (experiment.network.source, str(experiment.network.weights).removeprefix("file:")):
+        if name.endswith(".safetensors") and Path(name).is_file():
+            return Path(name)
+    return None
+
+
+def check_unseen(experiment: Experiment, cases: Sequence[Case]) -> None:
+    """Refuse to judge a network on cases that its encoder was pretrained on.
+
+    Raises:
+        DataError: the artifact that it starts from, or one before that, has seen one of `cases`.
+    """
+    path = artifact_of(experiment)
+    if path is None or experiment.strategy == "original":
+        return
+    seen: dict[str, str] = {}
+    provenance = _provenance(path)
+    while provenance:
+        seen |= {sha: row["name"] for row in provenance["cases"] for sha in row["sha256"]}
+        provenance = provenance["started_from"].get("pretraining")
+    for case in cases if seen else ():
+        for image in case.images:
+            if file_fingerprint(image) in seen:
+                raise DataError(
+                    f"{image}: {path} was pretrained on this validation case; pretrain without it "
+                    "(data.cohorts: exclude_validation_of)"
+                )
+
+
+def _provenance(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_description(path)["weights"].get("pretraining")
+    except WeightsError:  # a weights file of others; whoever loads it judges it
+        return None

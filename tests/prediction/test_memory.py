@@ -1,0 +1,45 @@
+"""The memory of a forward pass is counted, and cases keep to one budget."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from medi3d.errors import Medi3dError
+from medi3d.prediction.memory import WORKSPACE, Budget, forward_bytes, resident_bytes
+
+
+def test_the_peak_is_that_of_the_two_largest_neighbours():
+    network = nn.Sequential(nn.Conv3d(1, 8, 1), nn.Conv3d(8, 4, 1), nn.Conv3d(4, 2, 1))
+    image = torch.zeros(1, 1, 6, 6, 6)
+    assert forward_bytes(network, image) == (8 + 4) * image.nbytes * WORKSPACE + image.nbytes
+
+
+def test_what_is_freed_counts_no_more():
+    image = torch.zeros(1, 1, 6, 6, 6)
+    chain = nn.Sequential(*(nn.Conv3d(1, 1, 1) for _ in range(9)))
+    assert forward_bytes(chain, image) == 2 * image.nbytes * WORKSPACE + image.nbytes
+
+
+def test_a_case_waits_until_its_part_is_free():
+    budget, order = Budget(10), []
+    budget.take(7, "first")
+
+    def second():
+        budget.take(5, "second")
+        order.append("second")
+
+    waiting = threading.Thread(target=second)
+    waiting.start()
+    order.append("first")
+    budget.give_back(7)
+    waiting.join(5)
+    assert order == ["first", "second"]
+
+
+def test_a_case_larger_than_all_is_refused():
+    with pytest.raises(Medi3dError, match=r"scan: needs about 2\.00 GB where --memory leaves 1\.00 GB"):
+        Budget(10**9).take(2 * 10**9, "scan")
+    Budget(None).take(10**15, "scan")
+    assert resident_bytes() > 10**6

@@ -1,0 +1,26 @@
+"""Pictures are written whole, for cases with and without labels."""
+
+import numpy as np
+import pytest
+
+from medi3d.reports.plots import plot_confusion, plot_curves, plot_overlay
+
+PNG = b"\x89PNG"
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_an_overlay_is_drawn_even_where_nothing_is_labelled(tmp_path, labelled):
+    label = np.zeros((6, 8, 10), np.uint8)
+    if labelled:
+        label[2:4, 3:6, 4:7] = 2
+    plot_overlay(np.random.rand(6, 8, 10), label, label, (3.0, 1.0, 1.0), "case", tmp_path / "o.png")  # noqa: NPY002
+    assert (tmp_path / "o.png").read_bytes()[:4] == PNG
+    assert [path.name for path in tmp_path.iterdir()] == ["o.png"]
+
+
+def test_curves_and_confusion_are_drawn(tmp_path):
+    rows = [{"step": step, "train_loss": 1.0, "val_loss": 1.0, "dice": 0.5, "dice_a": 0.5} for step in (1, 2)]
+    plot_curves(rows, "dice", tmp_path / "c.png")
+    plot_confusion([("a", "b"), ("a", "a")], ["a", "b"], tmp_path / "m.png")
+    assert all(path.read_bytes()[:4] == PNG for path in tmp_path.iterdir())
+    assert len(list(tmp_path.iterdir())) == 2
