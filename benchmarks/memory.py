@@ -67,8 +67,8 @@ def whole_medi3d(weights: Path, scan: Path, target: Path, spacing: list[float]) 
         normalisation=Normalisation("window", window=[-1000.0, 1000.0]),
     )
     net = precision.place_network(net).eval()
-    one = Predictor(None, net, SlidingWindow(WINDOW), precision, identity="bench")  # type: ignore[arg-type]
-    _, failed = predict_files([one], [settings], [scan], target.parent / "masks")
+    one = Predictor(settings, net, SlidingWindow(WINDOW), precision, identity="bench")
+    _, failed = predict_files([one], [scan], target.parent / "masks")
     assert not failed, failed
     (target.parent / "masks" / scan.name).rename(target)
 

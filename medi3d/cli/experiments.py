@@ -53,18 +53,18 @@ def train(
     Example: medi3d train configs/segmentation/hippocampus_i3d.yaml training.steps=200
     """
     from medi3d.experiment.config import load_config
-    from medi3d.experiment.settings import is_crossvalidation
+    from medi3d.experiment.run import Run
     from medi3d.training.crossvalidation import run_folds
     from medi3d.training.train import run_training
 
     experiment = load_config(config, overrides or [])
-    folder = runs / experiment.name
-    if is_crossvalidation(experiment):
-        _show_folds(run_folds(experiment, folder, resume=resume), "validation", json_file)
+    run = Run(runs / experiment.name, experiment)
+    if experiment.is_crossvalidation:
+        _show_folds(run_folds(run, resume=resume), "validation", json_file)
         return
-    last = run_training(experiment, folder, resume=resume)
-    if int(os.environ.get("RANK", 0)) == 0:  # of torchrun's processes, one speaks
-        typer.echo(f"{folder}: best validation score {last['best']:.4f} after {last['step']} steps")
+    last = run_training(run, resume=resume)
+    if int(os.environ.get("RANK", 0)) == 0:  # of torchrun's processes, one prints
+        typer.echo(f"{run.folder}: best validation score {last['best']:.4f} after {last['step']} steps")
         write_json(json_file, last)
 
 
@@ -80,12 +80,13 @@ def pretrain(
     Example: medi3d pretrain configs/pretraining/i3d_restoration.yaml training.steps=200
     """
     from medi3d.experiment.config import load_config
+    from medi3d.experiment.run import Run
     from medi3d.training.train import run_training
 
     experiment = load_config(config, overrides or [])
     if experiment.task != "pretraining":
         raise ConfigError(f"{config}: task is {experiment.task!r}; `medi3d train` is for that")
-    last = run_training(experiment, runs / experiment.name, resume=resume)
+    last = run_training(Run(runs / experiment.name, experiment), resume=resume)
     if int(os.environ.get("RANK", 0)) == 0:
         typer.echo(f"{last['artifact']}: sha256 {last['sha256']}, after {last['steps']} steps")
         write_json(json_file, last)
@@ -106,25 +107,24 @@ def evaluate(
     """
     from medi3d.console import print_rows
     from medi3d.evaluation.evaluate import run_evaluation, summary
-    from medi3d.experiment.config import load_run
-    from medi3d.experiment.settings import is_crossvalidation
+    from medi3d.experiment.run import Run
     from medi3d.training.crossvalidation import evaluate_folds
 
-    experiment = load_run(run)
-    if is_crossvalidation(experiment):
-        _show_folds(evaluate_folds(experiment, run, split), split, json_file)
+    opened = Run.open(run)
+    if opened.experiment.is_crossvalidation:
+        _show_folds(evaluate_folds(opened, split), split, json_file)
         return
-    means = summary(run_evaluation(experiment, run, split))
+    means = summary(run_evaluation(opened, split))
     print_rows(f"Mean over the {split} cases", [{"label": name, **row} for name, row in means.items()])
     write_json(json_file, means)
 
 
 def _show_folds(table: list[dict[str, Any]], split: str, json_file: Path | None) -> None:
     from medi3d.console import print_rows
-    from medi3d.training.crossvalidation import spoken
+    from medi3d.training.crossvalidation import with_intervals
 
     if table:  # torchrun's other processes have none
-        print_rows(f"All folds, {split}: mean over the cases (95 % interval)", spoken(table))
+        print_rows(f"All folds, {split}: mean over the cases (95 % interval)", with_intervals(table))
         write_json(json_file, table)
 
 

@@ -47,10 +47,10 @@ def features(
 
     if network is not None and Path(network).is_dir():
         from medi3d.cli.options import refuse_for_run
-        from medi3d.experiment.config import load_run
+        from medi3d.experiment.run import Run
 
         refuse_for_run(weights=weights, plan=plan, window=window)
-        extractor = Extractor.of_run(load_run(network), Path(network))
+        extractor = Extractor.of_run(Run.open(network))
     else:
         clips = (network is None and weights is not None) or are_clips(inputs)
         extractor = Extractor.of_source(network, weights, plan=plan, clips=clips, window=window_of(window))

@@ -38,12 +38,12 @@ def predict(
 
     Example: medi3d predict runs/hippocampus_i3d scan.nii.gz dicom_folder --out masks
     """
-    from medi3d.experiment.config import load_run
+    from medi3d.experiment.run import Run
     from medi3d.prediction.predict import PredictionOptions, run_prediction
 
-    others = [(load_run(other), other) for other in ensemble or ()]
+    runs = [Run.open(folder) for folder in (run, *(ensemble or ()))]
     options = PredictionOptions(format=format, memory_gb=memory, overwrite=overwrite)
-    written, failed = run_prediction(load_run(run), run, inputs, out, ensemble=others, options=options)
+    written, failed = run_prediction(runs, inputs, out, options)
     for path in written:
         typer.echo(path)
     write_json(json_file, {"written": written, "failed": failed})
@@ -67,12 +67,12 @@ def export(
 
     Example: medi3d export resnet18.safetensors --to onnx --out resnet18.onnx --size 64,96,96
     """
-    from medi3d.experiment.config import load_run
+    from medi3d.experiment.run import Run
 
     if to == "bundle":
         from medi3d.export.bundle import export_bundle
 
-        typer.echo(f"wrote {export_bundle(load_run(source), source, out)}")
+        typer.echo(f"wrote {export_bundle(Run.open(source), out)}")
         write_json(json_file, {"path": out, "format": to})
         return
     from medi3d.export.network import export_network
@@ -80,7 +80,7 @@ def export(
     from medi3d.prediction.predict import Predictor
 
     shape = whole_triple(size, "--size")
-    network = load_artifact(source) if source.is_file() else Predictor.load(load_run(source), source).network
+    network = load_artifact(source) if source.is_file() else Predictor.load(Run.open(source)).network
     report = export_network(network, out, to=to, size=shape, dynamic=dynamic)  # type: ignore[arg-type]
     sizes = f"inputs of {tuple(report.shape)} only"
     if dynamic:

@@ -29,8 +29,8 @@ from medi3d.datasets.images.files import read_volume
 from medi3d.datasets.images.preprocessing import to_array, to_canonical
 from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.errors import ConfigError, WeightsError
-from medi3d.experiment.building import make_network, make_task
-from medi3d.experiment.settings import Experiment, SegmentationExperiment
+from medi3d.experiment.settings import Experiment, SegmentationExperiment, segmentation_of
+from medi3d.experiment.tasks import make_network, make_task
 from medi3d.prediction.predict import run_prediction
 from medi3d.reports.plots import plot_overlay
 from medi3d.weights.catalogue import find_weights, get_row
@@ -60,7 +60,7 @@ def run_quickstart(config: Path, folder: Path, *, fresh: bool = False) -> list[d
     comparison, resolve = load_comparison(config)
     with _step(1, "pretrained weights"):
         comparison = with_weights(comparison, resolve)
-    base = _segmentation(resolve([comparison.changes]))
+    base = segmentation_of(resolve([comparison.changes]), str(config))
     cohort = Path(base.data.root)
     with _step(2, f"virtual subjects in {cohort}"):
         if not write_cohort(cohort, VirtualSettings(), say):
@@ -97,7 +97,7 @@ def pretrained(comparison: Comparison, resolve: Resolve) -> dict[str, Segmentati
     found: dict[str, SegmentationExperiment] = {}
     for name, group in comparison.groups.items():
         for arm in group.arms.values():
-            experiment = _segmentation(resolve([comparison.changes, group.changes, arm or {}]))
+            experiment = segmentation_of(resolve([comparison.changes, group.changes, arm or {}]), "base")
             if experiment.network.weights is not None:
                 found.setdefault(name, experiment)
     return found
@@ -129,12 +129,6 @@ def _has_weights(group: str, experiment: Experiment) -> bool:
     return True
 
 
-def _segmentation(experiment: Experiment) -> SegmentationExperiment:
-    if not isinstance(experiment, SegmentationExperiment):
-        raise ConfigError(f"base: task is {experiment.task!r}; the quickstart is a segmentation")
-    return experiment
-
-
 def _prove(experiment: SegmentationExperiment) -> dict[str, Any]:
     """Inflate with the published weights; what is not exact is refused."""
     network: Any = make_network(experiment, make_task(experiment))
@@ -151,14 +145,13 @@ def _predict(results: Results, cohort: Path, folder: Path) -> list[Picture]:
     pictures = []
     for point in results.done:
         cell, name = results.cells[point], f"{point.group}_{point.arm}"
-        run = folder / "cells" / cell.id
-        written, failed = run_prediction(cell.experiment, run, [image], folder / "masks" / name)
+        run = cell.run(folder / "cells")
+        written, failed = run_prediction([run], [image], folder / "masks" / name)
         if failed:
             raise ConfigError(failed[0])
         path = folder / "plots" / f"held_out_{name}.png"
         title = f"VIRTUAL subject, {point.group}: {point.arm}"
-        settings: Any = cell.experiment.data
-        draw_mask(title, written[0], cohort, settings, path)
+        draw_mask(title, written[0], cohort, run.volumes, path)
         caption = f"Reference green, prediction red. Its mask: {written[0].relative_to(folder)}"
         pictures.append(
             Picture(f"A subject that no training has seen, by {point.group}: {point.arm}", path, caption)

@@ -1,4 +1,4 @@
-"""One run of a comparison: trained, judged, and marked as complete by a file that appears last."""
+"""One run of a comparison: trained, scored, and marked as complete by a file that appears last."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from medi3d.training.train import run_training
 
 RESULT = "result.json"
 TEXTS = ("case", "label", "predicted")
-"""Columns of the table of judged cases that are no numbers."""
+"""Columns of the table of scored cases that are no numbers."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Result:
     Attributes:
         facts: content of its `result.json`.
         curve: rows of its `metrics.csv`.
-        cases: rows of its table of judged cases; those of `TEXTS` are texts, the others numbers.
+        cases: rows of its table of scored cases; those of `TEXTS` are texts, the others numbers.
     """
 
     facts: dict[str, Any]
@@ -40,53 +40,50 @@ class Result:
         return {case: sum(values) / len(values) for case, values in found.items()}
 
 
-def is_complete(cell: Cell, folder: Path) -> bool:
-    """Whether the run in `folder` is this one, finished."""
+def is_complete(cell: Cell, cells: Path) -> bool:
+    """Whether the run of a cell is finished, in the folder of all cells."""
     try:
-        return json.loads((folder / RESULT).read_text())["digest"] == cell.digest
-    except (OSError, ValueError, KeyError):
+        return json.loads((cells / cell.id / RESULT).read_text())["digest"] == cell.digest
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def run_cell(cell: Cell, folder: Path) -> str | None:
-    """Train and judge, going on from where an earlier attempt stopped; a complete run is left alone.
+def run_cell(cell: Cell, cells: Path) -> str | None:
+    """Train and score, resuming an earlier attempt; a complete run is left alone.
 
     Returns:
-        None, or in one line why it cannot be done.
+        None, or in one line why it failed.
     """
-    if is_complete(cell, folder):
+    if is_complete(cell, cells):
         return None
+    run = cell.run(cells)
     try:
-        last = run_training(cell.experiment, folder, resume=True, split=cell.split)
+        # The list of cases moves with the comparison; that it is the same list is in the cell's digest.
+        last = run_training(run, resume=True, split=cell.split, moved=["data.root"])
     except Medi3dError as error:
         return " ".join(str(error).split())
-    except Exception as error:  # the other runs go on; the traceback is kept
-        (folder / "error.txt").write_text(traceback.format_exc())
-        return f"{type(error).__name__}: {' '.join(str(error).split())} (traceback in {folder / 'error.txt'})"
+    except Exception as error:  # the other runs continue; the traceback is kept
+        run.traceback.write_text(traceback.format_exc())
+        return f"{type(error).__name__}: {' '.join(str(error).split())} (traceback in {run.traceback})"
     facts = {
         "digest": cell.digest,
         "learning_rate": cell.experiment.training.learning_rate,
         "tuning_score": last["best"],
         **{key: last[key] for key in ("step", "wall_seconds", "cpu_seconds", "training_cpu_seconds")},
-        **summary(_read_cases(folder / cases_table(cell.split)))["mean"],
+        **summary(_read_cases(run.cases(cell.split)))["mean"],
     }
-    with written_aside(folder / RESULT) as aside:
+    with written_aside(run.folder / RESULT) as aside:
         aside.write_text(json.dumps(facts, indent=1) + "\n")
-    # What a run would go on from is three quarters of its size, and a grid has hundreds of runs.
-    (folder / "checkpoints" / "last.pt").unlink(missing_ok=True)
+    # The state to resume from is three quarters of a run's size, and a grid has hundreds of runs.
+    run.last.unlink(missing_ok=True)
     return None
 
 
-def read_result(cell: Cell, folder: Path) -> Result:
+def read_result(cell: Cell, cells: Path) -> Result:
     """The result of a complete run."""
-    facts = json.loads((folder / RESULT).read_text())
-    cases = _read_cases(folder / cases_table(cell.split))
-    return Result(facts, read_table(folder / "metrics.csv"), cases)
-
-
-def cases_table(split: str) -> str:
-    """Name of the table that `run_evaluation` writes for a split."""
-    return "cases.csv" if split == "validation" else f"cases_{split}.csv"
+    run = cell.run(cells)
+    facts = json.loads((run.folder / RESULT).read_text())
+    return Result(facts, read_table(run.metrics), _read_cases(run.cases(cell.split)))
 
 
 def _read_cases(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """A comparison from its config to its report: the grid computed, gathered, judged and told."""
 
 import fcntl
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +17,9 @@ from medi3d.comparison.grid import Cell, Grid, Point, Rates, Resolve
 from medi3d.comparison.report import write_comparison
 from medi3d.comparison.results import Results, write_results
 from medi3d.comparison.settings import Comparison
-from medi3d.engine.environment import describe
 from medi3d.engine.log import console
 from medi3d.errors import ConfigError, DataError
-from medi3d.files import written_aside
+from medi3d.experiment.run import start_folder
 
 
 def run_comparison(
@@ -56,7 +54,8 @@ def run_comparison(
     if cells_folder.is_dir() and any(cells_folder.iterdir()) and not resume:
         raise ConfigError(f"{folder}: holds a comparison already; go on with --resume, or take another name")
     with _alone_in(folder):
-        _start_folder(comparison, grid, folder)
+        base = OmegaConf.to_container(OmegaConf.structured(grid.base))
+        start_folder(folder, asdict(comparison) | {"base": base})
         searched, failed = _search(grid, cells_folder, executor)
         rates = best_rates(searched)
         cells = grid.cells(rates)
@@ -74,7 +73,7 @@ def _search(
     cells = grid.search_cells()
     failed = _compute(cells.values(), folder, executor, "search for learning rates")
     done = {key: cell for key, cell in cells.items() if cell.id not in failed}
-    return {k: read_result(cell, folder / cell.id).facts["tuning_score"] for k, cell in done.items()}, failed
+    return {k: read_result(cell, folder).facts["tuning_score"] for k, cell in done.items()}, failed
 
 
 def best_rates(searched: Mapping[tuple[Point, float], float]) -> Rates:
@@ -88,8 +87,8 @@ def best_rates(searched: Mapping[tuple[Point, float], float]) -> Rates:
 def gather(grid: Grid, cells: Mapping[Point, Cell], rates: Rates, failed: Mapping[str, str]) -> Results:
     """The results of all complete runs of a grid."""
     folder = grid.folder / "cells"
-    read = {cell.digest: cell for cell in cells.values() if is_complete(cell, folder / cell.id)}
-    results = {digest: read_result(cell, folder / cell.id) for digest, cell in read.items()}
+    read = {cell.digest: cell for cell in cells.values() if is_complete(cell, folder)}
+    results = {digest: read_result(cell, folder) for digest, cell in read.items()}
     done = {point: results[cell.digest] for point, cell in cells.items() if cell.digest in results}
     return Results(grid, dict(cells), done, dict(rates), dict(failed))
 
@@ -97,7 +96,7 @@ def gather(grid: Grid, cells: Mapping[Point, Cell], rates: Rates, failed: Mappin
 def _compute(cells: Iterable[Cell], folder: Path, executor: Executor, title: str) -> dict[str, str]:
     """Run the cells that are not complete; gives id -> why for those that failed."""
     unique = list({cell.digest: cell for cell in cells}.values())
-    waiting = [cell for cell in unique if not is_complete(cell, folder / cell.id)]
+    waiting = [cell for cell in unique if not is_complete(cell, folder)]
     if not waiting:
         return {}
     for cell in waiting:
@@ -153,11 +152,3 @@ def _alone_in(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise ConfigError(f"{folder}: another process computes this comparison just now") from error
         yield
-
-
-def _start_folder(comparison: Comparison, grid: Grid, folder: Path) -> None:
-    content = asdict(comparison) | {"base": OmegaConf.to_container(OmegaConf.structured(grid.base))}
-    with written_aside(folder / "config.yaml") as aside:
-        aside.write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
-    with written_aside(folder / "environment.json") as aside:
-        aside.write_text(json.dumps(describe(), indent=2))

@@ -37,7 +37,7 @@ def local_workers(threads: int) -> int:
 class LocalExecutor:
     """Processes of this machine, `workers` at a time, each with the threads that its run asks for.
 
-    A run whose process is lost is done again; it goes on from its last checkpoint.
+    A run whose process is lost is started again; it resumes from its last checkpoint.
     """
 
     def __init__(self, workers: int | None = None, run: Callable[[Cell, Path], str | None] = run_cell):
@@ -58,7 +58,7 @@ class LocalExecutor:
                 while queue and idle:
                     slot, cell = idle.popleft(), queue.popleft()
                     pool = pools.get(slot) or pools.setdefault(slot, _pool(cell.threads, slot))
-                    running[pool.submit(self.run, cell, folder / cell.id)] = slot, cell
+                    running[pool.submit(self.run, cell, folder)] = slot, cell
                 done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
                 slot, cell = running.pop(done)
                 idle.append(slot)
@@ -117,8 +117,7 @@ class RayExecutor:
         running = {}
         for cell in cells:
             needs = {"num_cpus": cell.threads, "num_gpus": self.gpus, "max_retries": ATTEMPTS}
-            target = (folder / cell.id).absolute()
-            running[remote.options(**needs).remote(cell, target, Path.cwd())] = cell
+            running[remote.options(**needs).remote(cell, folder.absolute(), Path.cwd())] = cell
         while running:
             (done, *_), _ = self.ray.wait(list(running))
             cell = running.pop(done)

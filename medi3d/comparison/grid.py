@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,15 @@ from medi3d.comparison.settings import Comparison, GroupSettings
 from medi3d.comparison.subsets import EVALUATION, Parts, part_cases
 from medi3d.datasets.clips.settings import ClipSettings
 from medi3d.errors import ConfigError
+from medi3d.experiment.run import Run
 from medi3d.experiment.settings import ClassificationExperiment, Experiment, SegmentationExperiment
 from medi3d.files import file_sha256
 
 Resolve = Callable[[Sequence[Mapping[str, Any]]], Experiment]
 """Parts of a config, laid over the base one after another -> the experiment."""
 
-Judged = SegmentationExperiment | ClassificationExperiment
-"""Experiments whose runs are judged case by case."""
+Scored = SegmentationExperiment | ClassificationExperiment
+"""Experiments whose runs are scored case by case."""
 
 GENERATION = 1
 """Raised when a change of the code makes finished runs incomparable with new ones."""
@@ -42,10 +42,14 @@ class Cell:
 
     id: str
     digest: str
-    experiment: Judged
+    experiment: Scored
     parts: Parts
     split: str
     threads: int
+
+    def run(self, cells: Path) -> Run:
+        """Its run folder in the folder of all cells."""
+        return Run(cells / self.id, self.experiment)
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,7 @@ class Grid:
     def __init__(self, comparison: Comparison, resolve: Resolve, folder: Path):
         self.comparison, self.resolve, self.folder = comparison, resolve, folder
         base = resolve([comparison.changes])
-        if not isinstance(base, Judged):
-            raise ConfigError(f"base: task is {base.task}; segmentation and classification are compared")
+        base = _scored(base)
         folds = range(comparison.folds) if comparison.folds > 1 else [None]
         self._folds = [part_cases(base, comparison.tuning, comparison.folds, fold) for fold in folds]
         self.base = base
@@ -165,7 +168,7 @@ class Grid:
             experiment = self.resolve(changes)
         except ConfigError as error:
             raise ConfigError(f"groups.{point.group}.arms.{point.arm}: {error}") from error
-        assert isinstance(experiment, Judged)
+        experiment = _scored(experiment)
         digest = _digest(experiment, parts, split, comparison.threads)
         fold = f"-f{point.fold}" if comparison.folds > 1 else ""
         place = f"n{point.labels or 'all'}-s{point.seed}{fold}-{point.budget}"
@@ -178,14 +181,20 @@ class Grid:
         return Cell(name, digest, named, parts, split, comparison.threads)
 
 
-def _digest(experiment: Judged, parts: Parts, split: str, threads: int) -> str:
+def _scored(experiment: Experiment) -> Scored:
+    if not isinstance(experiment, Scored):
+        raise ConfigError(f"base: task is {experiment.task}; segmentation and classification are compared")
+    return experiment
+
+
+def _digest(experiment: Scored, parts: Parts, split: str, threads: int) -> str:
     content = {
         "generation": GENERATION,
         "experiment": asdict(experiment) | {"name": None},
         "cases": parts.names(),
         "split": split,
         "threads": threads,
-        "files": {name: _sha256(Path(name)) for name in _files(experiment)},
+        "files": {name: file_sha256(Path(name)) for name in _files(experiment)},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -195,8 +204,3 @@ def _files(experiment: Experiment) -> list[str]:
     network = experiment.network
     named = (network.source, (network.weights or "").removeprefix("file:"))
     return [name for name in named if Path(name).is_file()]
-
-
-@cache
-def _sha256(path: Path) -> str:
-    return file_sha256(path)

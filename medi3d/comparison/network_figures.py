@@ -18,9 +18,9 @@ from medi3d.datasets.clips.settings import ClipSettings
 from medi3d.datasets.cohorts.cases import load_case
 from medi3d.datasets.cohorts.cohort import Case
 from medi3d.datasets.images.preprocessing import load_image
-from medi3d.experiment.building import make_network, make_task
+from medi3d.experiment.tasks import make_network, make_task
 from medi3d.models.norms import batch_norms
-from medi3d.prediction.predict import Predictor
+from medi3d.prediction.predictor import Predictor
 from medi3d.reports.filters import first_kernel
 from medi3d.reports.plots import PREDICTION, REFERENCE, draw_confusion, save_figure
 
@@ -41,8 +41,7 @@ class Trained:
         """Build both; the pretrained weights are read again."""
         cell = results.cells[point]
         before = make_network(cell.experiment, make_task(cell.experiment)).eval()
-        folder = results.grid.folder / "cells" / cell.id
-        return cls(point, cell, before, Predictor.load(cell.experiment, folder))
+        return cls(point, cell, before, Predictor.load(cell.run(results.grid.folder / "cells")))
 
     @property
     def name(self) -> str:

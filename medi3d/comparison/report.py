@@ -19,6 +19,7 @@ from medi3d.comparison.network_figures import (
 from medi3d.comparison.results import Results
 from medi3d.comparison.wording import NO_SEEDS, place, speed
 from medi3d.errors import Medi3dError
+from medi3d.experiment.run import CONFIG, ENVIRONMENT, PLOTS, REPORT
 from medi3d.reports.page import write_page
 
 STYLES = {"better": "better", "worse": "worse", "no difference seen": "unseen"}
@@ -50,7 +51,7 @@ def write_comparison(
     """
     comparison = results.grid.comparison
     return write_page(
-        folder / "report.html",
+        folder / REPORT,
         "comparison.html",
         name=comparison.name,
         notice=comparison.notice,
@@ -59,12 +60,12 @@ def write_comparison(
         measure=results.measure,
         overall=[_effect_row(finding) for finding in results.overall],
         effects=[_effect_row(finding) for finding in results.findings],
-        figures=[*_figures(results, folder / "plots"), *pictures],
+        figures=[*_figures(results, folder / PLOTS), *pictures],
         tables=tables or {},
         terms=terms(results),
         failed=results.failed,
-        config=(folder / "config.yaml").read_text(),
-        environment=(folder / "environment.json").read_text(),
+        config=(folder / CONFIG).read_text(),
+        environment=(folder / ENVIRONMENT).read_text(),
     )
 
 

@@ -65,7 +65,8 @@ class Validation:
             "data_share": self._watch.data_share(),
         }
         self._losses = []
-        trainer.fire_event(TrainingEvents.VALIDATED)
+        with self.state.clock.apart():  # tables, checkpoints and curves are no training either
+            trainer.fire_event(TrainingEvents.VALIDATED)
 
 
 class StepWatch:
@@ -128,13 +129,13 @@ class PlateauWatch:
 
 
 class Checkpoints:
-    """Writes `last.pt`, from which a run continues, and `best.pt`, the weights with the highest score.
+    """Writes the checkpoint from which a run resumes (last), and the weights with the highest score (best).
 
     Both appear complete or not at all; a run may be killed at any moment.
     """
 
-    def __init__(self, folder: Path, state: TrainingState, score: str):
-        self.folder, self.state, self.score = folder, state, score
+    def __init__(self, best: Path, last: Path, state: TrainingState, score: str):
+        self.best, self.last, self.state, self.score = best, last, state, score
 
     def attach(self, trainer: Workflow) -> None:
         """Watch `trainer`."""
@@ -144,8 +145,8 @@ class Checkpoints:
         score = trainer.state.metrics[self.score]
         if score >= self.state.best:  # of equals the later one: its learning rate is lower
             self.state.best = score
-            self.state.save_network(self.folder / "best.pt", score)
-        self.state.save(self.folder / "last.pt")
+            self.state.save_network(self.best, score)
+        self.state.save(self.last)
 
 
 class OnValidation:

@@ -16,8 +16,8 @@ console = Console(stderr=True)
 
 
 @contextmanager
-def spoken_log(path: Path | None = None) -> Iterator[None]:
-    """Inside, the log is shown on `console` and added to `path`; of several processes only one speaks."""
+def shown_log(path: Path | None = None) -> Iterator[None]:
+    """Inside, the log is shown on `console` and added to `path`, by one of several processes."""
     if not distributed.is_writer():
         yield
         return

@@ -1,10 +1,10 @@
-"""How good a run's best network is, case by case, on the grids that the scans came on."""
+"""Scores of a run's best network, case by case, on the grids of the scans."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import SimpleITK as sitk
@@ -24,8 +24,9 @@ from medi3d.engine.log import console, log
 from medi3d.engine.metrics import Row, dice_scores, surface_scores, top_k
 from medi3d.engine.precision import evaluating
 from medi3d.errors import ConfigError, DataError, WeightsError
-from medi3d.experiment.building import make_network, make_task
-from medi3d.experiment.settings import ClassificationExperiment, Experiment, SegmentationExperiment
+from medi3d.experiment.run import Run
+from medi3d.experiment.settings import clips_of
+from medi3d.experiment.tasks import make_network, make_task
 from medi3d.files import write_table
 from medi3d.prediction.postprocessing import decide, keep_largest, write_largest
 from medi3d.prediction.predictor import Predictor, load_members, segment
@@ -38,15 +39,14 @@ METRICS = ("dice", "hd95", "surface_dice", "top1", "top5")
 """Columns of `cases.csv` that have a mean."""
 
 
-def run_evaluation(experiment: Experiment, folder: Path, split: str = "validation") -> list[Row]:
-    """Predict and judge the cases of a split with the best network of a run.
+def run_evaluation(run: Run, split: str = "validation") -> list[Row]:
+    """Predict and score the cases of a split with the best network of a run.
 
     Writes `cases.csv` (for another split `cases_SPLIT.csv`), pictures and `report.html` into the run folder.
-    The validation also decides of which labels only the largest component is kept from then on.
+    The validation also decides which labels keep only their largest component from then on.
 
     Args:
-        experiment: of the run, from its `config.yaml`.
-        folder: the run folder; of a cross-validation, whose folds are averaged.
+        run: one training; or a cross-validation, whose folds are averaged.
         split: "training", "validation", or a name in the cohort's own list.
 
     Returns:
@@ -55,67 +55,70 @@ def run_evaluation(experiment: Experiment, folder: Path, split: str = "validatio
         Classification: a row per clip with its label, the predicted one, its probability, top1 and top5.
 
     Raises:
+        ConfigError: the run's task has no cases to score.
         DataError: no case is in the split, or one is damaged.
         WeightsError: the run has no usable checkpoint.
     """
-    if isinstance(experiment, SegmentationExperiment):
-        predictors = load_members(experiment, folder)
-        if split == "validation":  # it decides about post-processing, so it is judged without
-            predictors = [replace(one, largest=()) for one in predictors]
-        rows = _judge_volumes(predictors, split, folder / "plots")
-        if split == "validation":
-            write_largest(folder, decide(rows))
-    elif isinstance(experiment, ClassificationExperiment):
-        predictor = Predictor.load(experiment, folder)
-        rows = _judge_clips(predictor, experiment, split, folder / "plots")
-    else:
-        raise ConfigError(f"task is {experiment.task!r}: cannot be evaluated")
-    write_table(folder / ("cases.csv" if split == "validation" else f"cases_{split}.csv"), rows)
+    score = SCORERS.get(run.experiment.task)
+    if score is None:
+        raise ConfigError(f"task is {run.experiment.task!r}: one of {', '.join(SCORERS)} can be evaluated")
+    rows = score(run, split)
+    write_table(run.cases(split), rows)
     means = summary(rows)
     table = [{"label": label, **numbers} for label, numbers in means.items()]
-    report = write_report(experiment, folder, {f"Mean over the {split} cases": table, "Cases": rows})
+    report = write_report(run, {f"Mean over the {split} cases": table, "Cases": rows})
     log.info(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in means["mean"].items()))
     log.info(f"report: {report}")
     return rows
 
 
-def _judge_volumes(predictors: Sequence[Predictor], split: str, plots: Path) -> list[Row]:
-    experiment: Any = predictors[0].experiment
-    cases = cases_of(experiment.data, split)
-    rows = [row for case in _watched(cases) for row in judge_case(predictors, case)]
+def _score_volumes(run: Run, split: str) -> list[Row]:
+    predictors = load_members(run)
+    if split == "validation":  # it decides about post-processing, so it is scored without
+        predictors = [replace(one, largest=()) for one in predictors]
+    cases = cases_of(run.volumes, split)
+    rows = [row for case in _watched(cases) for row in score_case(predictors, case)]
     if len(predictors) == 1:  # an ensemble has no label map on the network's grid
-        _draw_overlays(predictors[0], experiment, cases, rows, plots)
+        _draw_overlays(predictors[0], cases, rows, run.plots)
+    if split == "validation":
+        write_largest(run.largest, decide(rows))
     return rows
 
 
 @evaluating()
-def _judge_clips(
-    predictor: Predictor, experiment: ClassificationExperiment, split: str, plots: Path
-) -> list[Row]:
-    listed = read_clip_list(experiment.data)
-    training, validation = split_clips(listed.clips, experiment.data)
+def _score_clips(run: Run, split: str) -> list[Row]:
+    predictor, settings = Predictor.load(run), clips_of(run.experiment)
+    listed = read_clip_list(settings)
+    training, validation = split_clips(listed.clips, settings)
     clips = {"training": training, "validation": validation}.get(split)
     if clips is None:
         clips = [clip for clip in listed.clips if clip.split == split]
     if not clips:
-        raise DataError(f"{experiment.data.root}: no clip in split {split!r}; try training or validation")
-    rows = [_judge_clip(predictor, experiment.data, clip, listed.classes) for clip in _watched(clips)]
+        raise DataError(f"{settings.root}: no clip in split {split!r}; try training or validation")
+    rows = [_score_clip(predictor, settings, clip, listed.classes) for clip in _watched(clips)]
     pairs = [(row["label"], row["predicted"]) for row in rows]
-    plot_confusion(pairs, listed.classes, plots / "confusion.png")
-    _draw_filters(predictor, plots)
+    plot_confusion(pairs, listed.classes, run.plots / "confusion.png")
+    _draw_filters(run, predictor)
     return rows
 
 
-def _draw_filters(predictor: Predictor, plots: Path) -> None:
+SCORERS: dict[str, Callable[[Run, str], list[Row]]] = {
+    "segmentation": _score_volumes,
+    "classification": _score_clips,
+}
+"""Word under `task` in a config -> what scores the cases of a split."""
+
+
+def _draw_filters(run: Run, predictor: Predictor) -> None:
     try:
-        before = make_network(predictor.experiment, make_task(predictor.experiment))
+        before = make_network(run.experiment, make_task(run.experiment))
     except WeightsError as error:  # the run may have come from a machine that had them
         log.info(f"no picture of the filters: {error}")
         return
-    plot_filters_over_time(first_kernel(before), first_kernel(predictor.network), plots / "filters.png")
+    plot_filters_over_time(first_kernel(before), first_kernel(predictor.network), run.plots / "filters.png")
 
 
-def _judge_clip(predictor: Predictor, settings: ClipSettings, clip: Clip, classes: Sequence[str]) -> Row:
+def _score_clip(predictor: Predictor, settings: ClipSettings, clip: Clip, classes: Sequence[str]) -> Row:
     begun = time.monotonic()
     probabilities = predictor.logits(load_clip(clip, settings)["image"]).softmax(dim=0)
     likeliest = int(probabilities.argmax())
@@ -130,7 +133,7 @@ def _judge_clip(predictor: Predictor, settings: ClipSettings, clip: Clip, classe
 
 
 def _watched(cases: Sequence[T]) -> Iterable[T]:
-    return track(cases, "judging", console=console, disable=not console.is_terminal)
+    return track(cases, "scoring", console=console, disable=not console.is_terminal)
 
 
 def cases_of(settings: VolumeSettings, split: str) -> list[Case]:
@@ -149,18 +152,17 @@ def cases_of(settings: VolumeSettings, split: str) -> list[Case]:
     return labelled
 
 
-def judge_case(predictors: Sequence[Predictor], case: Case) -> list[Row]:
+def score_case(predictors: Sequence[Predictor], case: Case) -> list[Row]:
     """A row for each label of one case, on the grid of its image file, by one network or several."""
-    experiment: Any = predictors[0].experiment
-    begun = time.monotonic()
-    image = load_image(case.images, experiment.data)
+    settings, begun = predictors[0].volumes, time.monotonic()
+    image = load_image(case.images, settings)
     mask = segment(predictors, [image] * len(predictors)).mask
     seconds = time.monotonic() - begun
-    label = load_label(case, experiment.data, image.original)
+    label = load_label(case, settings, image.original)
     pred, truth = (sitk.DICOMOrient(part, "LPS") for part in (mask, label))
-    spacing, names = spacing_dhw(pred), experiment.data.label_names
+    spacing, names = spacing_dhw(pred), settings.label_names
     guess, right = (torch.from_numpy(to_array(part).astype(np.int64)) for part in (pred, truth))
-    tolerance = experiment.prediction.tolerance
+    tolerance = predictors[0].prediction.tolerance
     numbers = dice_scores(guess, right, names)
     numbers |= surface_scores(guess, right, names, spacing, tolerance)
     cleaned = guess.numpy().copy()
@@ -193,20 +195,14 @@ def _means(rows: Sequence[Row]) -> dict[str, float]:
     return {metric: sum(row[metric] for row in rows) / len(rows) for metric in present}
 
 
-def _draw_overlays(
-    predictor: Predictor,
-    experiment: SegmentationExperiment,
-    cases: Sequence[Case],
-    rows: Sequence[Row],
-    folder: Path,
-) -> None:
+def _draw_overlays(predictor: Predictor, cases: Sequence[Case], rows: Sequence[Row], folder: Path) -> None:
     """The worst, the middle and the best case, in the orientation that the network sees."""
     dice = {case.name: _means([row for row in rows if row["case"] == case.name])["dice"] for case in cases}
     ordered = sorted(cases, key=lambda case: dice[case.name])
     shown = {"worst": ordered[0], "middle": ordered[len(ordered) // 2], "best": ordered[-1]}
     for word, case in shown.items():
-        sample = load_case(case, experiment.data)
-        pred = predictor.label_map(load_image(case.images, experiment.data))
+        sample = load_case(case, predictor.volumes)
+        pred = predictor.label_map(load_image(case.images, predictor.volumes))
         title = f"{word} case {case.name}, Dice {dice[case.name]:.3f}"
         image, label = sample["image"][0].numpy(), sample["label"][0].numpy()
         plot_overlay(image, label, pred, sample["spacing"], title, folder / f"overlay_{word}.png")

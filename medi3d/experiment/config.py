@@ -62,18 +62,6 @@ def complete(given: DictConfig) -> Experiment:
         raise ConfigError(explain(error)) from error
 
 
-def load_run(folder: Path | str) -> Experiment:
-    """The experiment of a run folder, as it was resolved when the run started.
-
-    Raises:
-        ConfigError: there is no run in `folder`.
-    """
-    path = Path(folder) / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{folder}: no run here (no config.yaml); train first, or give the run's folder")
-    return load_config(path)
-
-
 def read_yaml(path: Path) -> DictConfig:
     """The keys of a YAML file.
 

@@ -33,12 +33,9 @@ from medi3d.datasets.sampling.stream import (
 from medi3d.engine import distributed
 from medi3d.engine.log import console
 from medi3d.engine.settings import TrainingSettings
-from medi3d.errors import ConfigError, DataError
-from medi3d.experiment.pretext_samples import PretextSamples
+from medi3d.errors import DataError
 from medi3d.experiment.settings import (
     ClassificationExperiment,
-    Experiment,
-    PretrainingExperiment,
     SegmentationExperiment,
 )
 
@@ -87,23 +84,8 @@ class Data:
         return cache
 
 
-def prepare_data(experiment: Experiment) -> Data:
-    """The data of an experiment.
-
-    Raises:
-        DataError: the cohort is missing, empty, or has unlabelled cases where labels are due.
-    """
-    if isinstance(experiment, SegmentationExperiment):
-        return _volumes(experiment)
-    if isinstance(experiment, ClassificationExperiment):
-        return _clips(experiment)
-    if isinstance(experiment, PretrainingExperiment):
-        samples = PretextSamples(experiment)
-        return Data(*samples.split(), samples.load, samples.change, samples.whole)
-    raise ConfigError(f"task is {experiment.task!r}: no data is known for it")
-
-
-def _volumes(experiment: SegmentationExperiment) -> Data:
+def volume_data(experiment: SegmentationExperiment) -> Data:
+    """The samples of a segmentation: patches to train on, whole cases to validate on."""
     settings = experiment.data
     training, validation = split_volumes(settings)
     augment = build_augmentation(experiment.augmentation, settings.swaps)
@@ -123,7 +105,8 @@ def _load_with_places(case: Case, settings: VolumeSettings) -> Sample:
     return sample
 
 
-def _clips(experiment: ClassificationExperiment) -> Data:
+def clip_data(experiment: ClassificationExperiment) -> Data:
+    """The samples of a classification: clips at a random time and place, or their middle."""
     settings = experiment.data
     training, validation = split_clips(read_clip_list(settings).clips, settings)
     return Data(

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import TypeGuard
 
 from omegaconf import MISSING
 
@@ -47,6 +46,11 @@ class Experiment:
             raise ConfigError(f"seed is {self.seed}: 0 or more")
 
     @property
+    def is_crossvalidation(self) -> bool:
+        """Whether the experiment stands for the trainings of all folds."""
+        return False
+
+    @property
     def is_pretrained(self) -> bool:
         """Whether the encoder starts from weights: an artifact, or `network.weights`."""
         has_weights = self.network.weights is not None or self.network.source.endswith(".safetensors")
@@ -72,6 +76,15 @@ class SegmentationExperiment(Experiment):
 
     data: VolumeSettings = MISSING
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+
+    @property
+    def is_crossvalidation(self) -> bool:
+        """Whether `data.fold` asks for all folds."""
+        return self.data.fold == ALL_FOLDS
+
+    def for_fold(self, number: int) -> "SegmentationExperiment":
+        """The training of one fold."""
+        return replace(self, name=f"{self.name}_fold{number}", data=replace(self.data, fold=number))
 
 
 @dataclass(frozen=True)
@@ -99,9 +112,30 @@ class PretrainingExperiment(Experiment):
             )
 
 
-def is_crossvalidation(experiment: Experiment) -> TypeGuard[SegmentationExperiment]:
-    """Whether an experiment means the trainings of all folds."""
-    return isinstance(experiment, SegmentationExperiment) and experiment.data.fold == ALL_FOLDS
+def segmentation_of(experiment: Experiment, place: str) -> SegmentationExperiment:
+    """The experiment, if it is a segmentation.
+
+    Args:
+        experiment: of any task.
+        place: its config or folder, for the message.
+
+    Raises:
+        ConfigError: it is of another task.
+    """
+    if not isinstance(experiment, SegmentationExperiment):
+        raise ConfigError(f"{place}: task is {experiment.task}, where a segmentation is needed")
+    return experiment
+
+
+def clips_of(experiment: Experiment) -> ClipSettings:
+    """The data settings of a classification.
+
+    Raises:
+        ConfigError: it is of another task.
+    """
+    if not isinstance(experiment, ClassificationExperiment):
+        raise ConfigError(f"{experiment.name}: task is {experiment.task}, where a classification is needed")
+    return experiment.data
 
 
 TASKS: dict[str, type[Experiment]] = {

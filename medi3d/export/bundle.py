@@ -13,24 +13,25 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from omegaconf import OmegaConf
 from torch import nn
 
 from medi3d.axes import to_triple
-from medi3d.engine import distributed
-from medi3d.engine.precision import Precision
 from medi3d.engine.state import read_checkpoint
-from medi3d.errors import ConfigError, DataError, Medi3dError, WeightsError
-from medi3d.experiment.building import make_task
-from medi3d.experiment.settings import Experiment, SegmentationExperiment
+from medi3d.errors import ConfigError, DataError, Medi3dError, WeightsError, first_line
+from medi3d.experiment.config import load_config
+from medi3d.experiment.run import Run
+from medi3d.experiment.settings import SegmentationExperiment, segmentation_of
 from medi3d.experiment.strategies import CONVERSIONS
-from medi3d.files import written_aside
+from medi3d.experiment.tasks import make_task
+from medi3d.files import file_sha256, written_aside
 from medi3d.models.norms import convert_norms
-from medi3d.prediction.postprocessing import FILE as LARGEST
 from medi3d.prediction.postprocessing import read_largest
 from medi3d.prediction.predict import predict_files
 from medi3d.prediction.predictor import Predictor
 from medi3d.training.pretrained_encoder import artifact_of
+
+EXPERIMENT, DECIDED, WEIGHTS = "configs/experiment.yaml", "configs/postprocessing.json", "models/model.pt"
+"""Files of a bundle: the run's config, which labels keep their largest component, the weights."""
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -50,12 +51,11 @@ Scans are NIfTI, NRRD, MetaImage or DICOM folders; a mask lies on the grid of it
 """
 
 
-def export_bundle(experiment: Experiment, run: Path, out: Path) -> Path:
+def export_bundle(run: Run, out: Path) -> Path:
     """Write the best network of a segmentation run as a MONAI bundle.
 
     Args:
-        experiment: of the run, from its `config.yaml`.
-        run: the run folder.
+        run: a single training.
         out: the bundle's folder: `configs/{metadata,inference}.json`, `configs/experiment.yaml`,
             `models/model.pt`, `docs/README.md`. It must be new or empty.
 
@@ -64,9 +64,8 @@ def export_bundle(experiment: Experiment, run: Path, out: Path) -> Path:
         WeightsError: the run has no usable checkpoint.
         DataError: `out` cannot be written.
     """
-    if not isinstance(experiment, SegmentationExperiment):
-        raise ConfigError(f"{run}: is a run of task {experiment.task}; a bundle segments")
-    checkpoint = read_checkpoint(run / "checkpoints" / "best.pt")
+    experiment = segmentation_of(run.experiment, str(run.folder))
+    checkpoint = read_checkpoint(run.best)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: is there already; give a new folder for the bundle")
     aside = out.with_name(out.name + ".tmp")
@@ -76,10 +75,10 @@ def export_bundle(experiment: Experiment, run: Path, out: Path) -> Path:
             (aside / part).mkdir(parents=True)
         _write_json(aside / "configs" / "metadata.json", _metadata(experiment, checkpoint))
         _write_json(aside / "configs" / "inference.json", _inference(experiment, aside))
-        shutil.copy(run / "config.yaml", aside / "configs" / "experiment.yaml")
-        if (run / LARGEST).is_file():
-            shutil.copy(run / LARGEST, aside / "configs" / LARGEST)
-        torch.save(checkpoint["network"], aside / "models" / "model.pt")
+        shutil.copy(run.config, aside / EXPERIMENT)
+        if run.largest.is_file():
+            shutil.copy(run.largest, aside / DECIDED)
+        torch.save(checkpoint["network"], aside / WEIGHTS)
         readme = README.format(name=experiment.name, version=version("medi3d"))
         (aside / "docs" / "README.md").write_text(readme)
         _check(aside)
@@ -209,28 +208,14 @@ def load_predictor(network: nn.Module, bundle: str | Path) -> Predictor:
         WeightsError: `models/model.pt` is missing, damaged, or of another network.
     """
     bundle = Path(bundle)
-    path = bundle / "models" / "model.pt"
+    path = bundle / WEIGHTS
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise WeightsError(
-            f"{path}: not the weights of this network ({str(error).splitlines()[0]})"
-        ) from error
-    schema = OmegaConf.structured(SegmentationExperiment)
-    given = OmegaConf.merge(schema, OmegaConf.load(bundle / "configs" / "experiment.yaml"))
-    experiment: Any = OmegaConf.to_object(given)
-    task = make_task(experiment)
-    names = read_largest(bundle / "configs")
-    precision = Precision.choose(experiment.training.precision, distributed.local_device())
-    return Predictor(
-        experiment,
-        precision.place_network(network).eval(),
-        task.inferer,
-        precision,
-        mirror=experiment.prediction.mirror,
-        largest=[number for number, name in enumerate(task.classes) if name in names],
-        identity=f"bundle {experiment.name} {path.stat().st_mtime_ns}",
-    )
+        raise WeightsError(f"{path}: not the weights of this network ({first_line(error)})") from error
+    experiment = load_config(bundle / EXPERIMENT)
+    largest = read_largest(bundle / DECIDED)
+    return Predictor.of(experiment, make_task(experiment), network, file_sha256(path), largest, str(bundle))
 
 
 def predict(predictor: Predictor, inputs: Sequence[str], out: str) -> list[str]:
@@ -242,8 +227,7 @@ def predict(predictor: Predictor, inputs: Sequence[str], out: str) -> list[str]:
     """
     if not inputs:
         raise ConfigError("inputs is empty: give scans, --inputs \"['scan.nii.gz']\"")
-    experiment: Any = predictor.experiment
-    written, failed = predict_files([predictor], [experiment.data], [Path(p) for p in inputs], Path(out))
+    written, failed = predict_files([predictor], [Path(p) for p in inputs], Path(out))
     if failed:
         raise Medi3dError("; ".join(failed))
     return [str(path) for path in written]

@@ -83,12 +83,18 @@ class NetworkSettings:
 
 
 def build_network(
-    settings: NetworkSettings, task: str, num_classes: int, *, read_weights: bool = True
+    settings: NetworkSettings,
+    task: str,
+    num_classes: int,
+    *,
+    read_weights: bool = True,
+    proof: bool = True,
 ) -> nn.Module:
     """The network of a config: a segmenter for task "segmentation", a classifier for "classification".
 
     With `read_weights=False` it is the network for a checkpoint that holds them: the same in every
-    way, the input contract of its weights included, but their file is not read.
+    way, the input contract of its weights included, but their file is not read. `proof=False` also leaves
+    out the proof of exactness, which would prove the random weights that the checkpoint replaces.
 
     Raises:
         ConfigError: another task.
@@ -102,7 +108,7 @@ def build_network(
             settings.source, num_classes=num_classes, dropout=settings.dropout, **options
         )
     rest_seed = int(torch.randint(2**62, ()))
-    encoder = create_encoder(settings.source, **options)
+    encoder = create_encoder(settings.source, **options, proof=proof)
     torch.manual_seed(rest_seed)  # decoder and head start the same, whatever filled the encoder
     if task == "classification":
         return create_classifier(encoder, num_classes=num_classes, dropout=settings.dropout)

@@ -22,14 +22,18 @@ class NoView(nn.Module):
         return volume.new_zeros(volume.shape[0], self.channels, *volume.shape[2:])
 
 
-def pretext_network(settings: NetworkSettings, outputs: int, *, read_weights: bool = True) -> nn.Module:
+def pretext_network(
+    settings: NetworkSettings, outputs: int, *, read_weights: bool = True, proof: bool = True
+) -> nn.Module:
     """Encoder and a decoder without a view of the input: `(B, C, D, H, W)` -> `(B, outputs, D, H, W)`.
 
     Raises:
         ConfigError: the encoder cannot be kept as an artifact.
     """
     # A segmenter has two classes at least; its heads are replaced anyway.
-    network: Any = build_network(settings, "segmentation", max(2, outputs), read_weights=read_weights)
+    network: Any = build_network(
+        settings, "segmentation", max(2, outputs), read_weights=read_weights, proof=proof
+    )
     if not isinstance(network.encoder, Inflated):
         raise ConfigError(
             f"network.source is {settings.source!r}: it is 3D from the start, and pretraining keeps inflated "

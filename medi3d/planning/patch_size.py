@@ -14,8 +14,8 @@ from medi3d.axes import Triple
 from medi3d.engine import distributed
 from medi3d.engine.precision import Precision
 from medi3d.errors import Medi3dError
-from medi3d.experiment.building import make_network, make_task
 from medi3d.experiment.settings import SegmentationExperiment
+from medi3d.experiment.tasks import make_network, make_task
 from medi3d.planning.choices import Choice
 from medi3d.planning.fingerprint import Fingerprint
 

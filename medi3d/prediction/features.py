@@ -18,7 +18,7 @@ from medi3d.datasets.images.settings import Normalisation, VolumeSettings
 from medi3d.engine import distributed
 from medi3d.engine.precision import Precision
 from medi3d.errors import ConfigError, DataError, SourceError
-from medi3d.experiment.settings import ClassificationExperiment, Experiment, SegmentationExperiment
+from medi3d.experiment.run import Run
 from medi3d.files import written_aside
 from medi3d.models.artifact import load_artifact
 from medi3d.models.encoders import create_encoder
@@ -45,19 +45,21 @@ class Extractor:
     names: dict[str, str]
 
     @classmethod
-    def of_run(cls, experiment: Experiment, folder: Path) -> "Extractor":
+    def of_run(cls, run: Run) -> "Extractor":
         """The best network of a run, in float32.
 
         Raises:
             ConfigError: the run neither classifies nor segments.
             WeightsError: it has no usable checkpoint.
         """
-        if not isinstance(experiment, ClassificationExperiment | SegmentationExperiment):
+        experiment: Any = run.experiment
+        if experiment.task == "pretraining":
             raise ConfigError(
-                f"{folder}: is a run of task {experiment.task}; give its encoder.safetensors with --network"
+                f"{run.folder}: is a run of task pretraining; give {run.encoder} with --network"
             )
         exact = replace(experiment, training=replace(experiment.training, precision="fp32"))
-        return cls(Predictor.load(exact, folder).network, experiment.data, {"network": str(folder)})
+        predictor = Predictor.load(replace(run, experiment=exact))
+        return cls(predictor.network, experiment.data, {"network": str(run.folder)})
 
     @classmethod
     def of_source(

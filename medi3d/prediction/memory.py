@@ -63,8 +63,8 @@ def resident_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
-class Budget:
-    """So many bytes for all cases that are under way; a case waits until its part is free.
+class MemoryBudget:
+    """Bytes shared by all cases in progress; a case waits until its part is free.
 
     Args:
         limit: bytes in all; None: no limit.
@@ -110,9 +110,9 @@ def reading_bytes(header: VolumeHeader, settings: VolumeSettings) -> int:
     return int(native * (3 * header.value_bytes + 12) + ours * 4 * (settings.channels + 4))
 
 
-def band_bytes(header: VolumeHeader, settings: VolumeSettings, predictor: Predictor) -> int:
+def band_bytes(header: VolumeHeader, predictor: Predictor) -> int:
     """Bytes of the sums of windows for all classes, and of the slabs that are brought to the scan's grid."""
-    native = float(np.prod(header.size, dtype=float))
+    settings, native = predictor.volumes, float(np.prod(header.size, dtype=float))
     ratio = _voxel_ratio(header, settings)
     classes = len(settings.label_names) + 1
     held = 5.0  # the sums, what was given out, its probabilities, and what the way back holds of them
@@ -138,9 +138,9 @@ def _depth(header: VolumeHeader, settings: VolumeSettings) -> float:
     return max(1.0, float(sides.min()))
 
 
-def batch_of(predictor: Predictor, settings: VolumeSettings) -> tuple[int, ...]:
+def batch_of(predictor: Predictor) -> tuple[int, ...]:
     """Shape of what the network sees at once."""
-    inferer = predictor.inferer
+    inferer, settings = predictor.inferer, predictor.volumes
     if isinstance(inferer, SlidingWindow):
         return (inferer.at_once, settings.channels, *inferer.size)
     patch: Triple = (settings.patch[0], settings.patch[1], settings.patch[2])

@@ -1,4 +1,4 @@
-"""Of a label only its largest component, where validation showed that this is better."""
+"""Keep a label's largest component where that raised validation Dice."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -12,7 +12,6 @@ from medi3d.engine.metrics import Row
 from medi3d.errors import ConfigError
 from medi3d.files import written_aside
 
-FILE = "postprocessing.json"
 TOUCHING = np.ones((3, 3, 3), bool)
 """Voxels that share a corner belong together."""
 
@@ -42,23 +41,22 @@ def decide(rows: Sequence[Row]) -> list[str]:
     return [label for label, differences in gains.items() if np.nanmean(differences) > 0]
 
 
-def write_largest(folder: Path, labels: Sequence[str]) -> None:
-    """Store the decision in a run folder."""
-    with written_aside(folder / FILE) as aside:
+def write_largest(path: Path, labels: Sequence[str]) -> None:
+    """Write which labels keep only their largest component, as JSON."""
+    with written_aside(path) as aside:
         aside.write_text(json.dumps({"largest_component": list(labels)}, indent=2) + "\n")
 
 
-def read_largest(folder: Path) -> list[str]:
-    """The labels of which a run keeps the largest component; none where nothing was decided.
+def read_largest(path: Path) -> list[str]:
+    """The labels that keep only their largest component; none where there is no such file.
 
     Raises:
         ConfigError: the file is damaged.
     """
-    path = folder / FILE
     if not path.is_file():
         return []
     try:
         labels: Any = json.loads(path.read_text())["largest_component"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: damaged ({error!r}); take it away, or evaluate the run again") from error
+        raise ConfigError(f"{path}: damaged ({error!r}); delete it, or evaluate the run again") from error
     return list(labels)

@@ -18,23 +18,16 @@ from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.engine.log import log
 from medi3d.engine.metrics import Row
 from medi3d.errors import ConfigError, DataError, Medi3dError
-from medi3d.experiment.settings import Experiment
+from medi3d.experiment.run import Run
 from medi3d.prediction.memory import (
-    Budget,
+    MemoryBudget,
     band_bytes,
     batch_of,
     forward_bytes,
     reading_bytes,
     resident_bytes,
 )
-from medi3d.prediction.predictor import (
-    Predictor,
-    Segmentation,
-    check_ensemble,
-    load_members,
-    members,
-    segment,
-)
+from medi3d.prediction.predictor import Predictor, Segmentation, check_ensemble, load_members, segment
 from medi3d.prediction.records import Records, key_of
 from medi3d.prediction.scans import FORMATS, Scan, find_scans
 
@@ -61,51 +54,39 @@ class PredictionOptions:
 
 
 def run_prediction(
-    experiment: Experiment,
-    folder: Path,
-    inputs: Sequence[Path],
-    out: Path,
-    *,
-    ensemble: Sequence[tuple[Experiment, Path]] = (),
-    options: PredictionOptions | None = None,
+    runs: Sequence[Run], inputs: Sequence[Path], out: Path, options: PredictionOptions | None = None
 ) -> tuple[list[Path], list[str]]:
     """Segment scans with the best network of a run. A scan that fails does not stop the others.
 
     Args:
-        experiment: of the run, from its `config.yaml`.
-        folder: the run folder.
+        runs: one, or several whose probabilities are averaged; each fold of a cross-validation counts as one.
         inputs: NIfTI, NRRD or MetaImage files, folders of one DICOM series each, or folders of these.
         out: folder for the masks, each under the name of its scan (a DICOM series gives NIfTI), and
             `predictions.csv` with volume and confidence of each label.
-        ensemble: further runs, whose probabilities are averaged with those of the first; of a
-            cross-validation each fold's network counts as one.
         options: format, memory, overwriting.
 
     Returns:
-        The masks, written now or earlier, and a line about each scan that failed; of such a one nothing is
-        left in `out`, not even the mask of an earlier run.
+        The masks, written now or earlier, and a line about each scan that failed. A scan that failed has no
+        mask in `out`, not even that of an earlier run.
 
     Raises:
         ConfigError: a run does not segment, the runs do not fit together, or two inputs would write one mask.
         WeightsError: a run has no usable checkpoint.
     """
-    runs = [(experiment, folder), *ensemble]
-    predictors = [one for run in runs for one in load_members(*run)]
-    settings = check_ensemble(predictors, [place for run in runs for _, place in members(*run)])
-    return predict_files(predictors, settings, inputs, out, options)
+    return predict_files([one for run in runs for one in load_members(run)], inputs, out, options)
 
 
 def predict_files(
     predictors: Sequence[Predictor],
-    settings: Sequence[VolumeSettings],
     inputs: Sequence[Path],
     out: Path,
     options: PredictionOptions | None = None,
 ) -> tuple[list[Path], list[str]]:
-    """Segment scans with loaded networks, each with its settings; otherwise as `run_prediction`."""
+    """Segment scans with loaded networks; otherwise as `run_prediction`."""
+    check_ensemble(predictors)
     options = options or PredictionOptions()
-    scans = find_scans(inputs, out, settings[0].channels, options.format)
-    return _Batch(predictors, settings, Records(out), options).run(scans)
+    scans = find_scans(inputs, out, predictors[0].volumes.channels, options.format)
+    return _Batch(predictors, Records(out), options).run(scans)
 
 
 @dataclass(frozen=True)
@@ -123,11 +104,10 @@ class _Batch:
     """Scans on their way from file to mask: while one is computed, the next is read, the last written."""
 
     predictors: Sequence[Predictor]
-    settings: Sequence[VolumeSettings]
     records: Records
     options: PredictionOptions
     windows: int = 0  # bytes of the forward passes
-    budget: Budget = field(default_factory=lambda: Budget(None))
+    budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(None))
 
     def run(self, scans: Sequence[Scan]) -> tuple[list[Path], list[str]]:
         self._measure()
@@ -158,10 +138,7 @@ class _Batch:
         """What is left for scans of the memory, once networks and windows have theirs."""
         if self.options.memory_gb is None:
             return
-        self.windows = max(
-            forward_bytes(one.run, torch.zeros(batch_of(one, settings)))
-            for one, settings in zip(self.predictors, self.settings, strict=True)
-        )
+        self.windows = max(forward_bytes(one.windowed, torch.zeros(batch_of(one))) for one in self.predictors)
         limit = int(self.options.memory_gb * 1e9)
         left = limit - resident_bytes() - self.windows
         if left <= 0:
@@ -169,7 +146,7 @@ class _Batch:
                 f"--memory {self.options.memory_gb}: the program holds {resident_bytes() / 1e9:.2f} GB and "
                 f"its windows take about {self.windows / 1e9:.2f} GB more; allow more"
             )
-        self.budget = Budget(left)
+        self.budget = MemoryBudget(left)
 
     def _read(self, scan: Scan) -> _Read:
         key = key_of(scan.images, [one.identity for one in self.predictors])
@@ -180,9 +157,10 @@ class _Batch:
         self.budget.take(size, str(scan.images[0]))
         try:
             images: list[LoadedImage] = []
-            for number, settings in enumerate(self.settings):
-                same = [images[k] for k in range(number) if _loads_alike(self.settings[k], settings)]
-                images.append(same[0] if same else load_image(scan.images, settings))
+            for one in self.predictors:
+                loaded = zip(self.predictors, images, strict=False)
+                same = [image for other, image in loaded if _loads_alike(other.volumes, one.volumes)]
+                images.append(same[0] if same else load_image(scan.images, one.volumes))
         except BaseException:
             self.budget.give_back(size)
             raise
@@ -204,7 +182,7 @@ class _Batch:
         return writer.submit(self._write, read, segmentation)
 
     def _write(self, read: _Read, segmentation: Segmentation) -> None:
-        scan, settings = read.scan, self.settings[0]
+        scan, settings = read.scan, self.predictors[0].volumes
         try:
             mask = to_file_values(segmentation.mask, settings)
             write_mask(mask, scan.images[0], scan.target)
@@ -221,12 +199,13 @@ class _Batch:
         if self.options.memory_gb is None:
             return 0
         header = read_header(scan.images[0])
+        settings = [one.volumes for one in self.predictors]
         loaded = [
             one
-            for k, one in enumerate(self.settings)
-            if not any(_loads_alike(one, earlier) for earlier in self.settings[:k])
+            for k, one in enumerate(settings)
+            if not any(_loads_alike(one, earlier) for earlier in settings[:k])
         ]
-        bands = [band_bytes(header, *pair) for pair in zip(self.settings, self.predictors, strict=True)]
+        bands = [band_bytes(header, one) for one in self.predictors]
         return sum(reading_bytes(header, one) for one in loaded) + sum(bands)
 
 

@@ -1,25 +1,28 @@
 """A trained network, or several, and the mask that they make of a scan on its own grid."""
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor, nn
 
+from medi3d.datasets.clips.settings import ClipSettings
 from medi3d.datasets.images.preprocessing import LoadedImage
 from medi3d.datasets.images.resampling import oriented_grid, restored_slabs, turned_like
 from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.engine import distributed
 from medi3d.engine.inference import Inferer, Network, mirrored, placed, predict, predict_labels, slabs_of
 from medi3d.engine.precision import Precision, evaluating
+from medi3d.engine.settings import PredictionSettings
 from medi3d.engine.state import load_network
+from medi3d.engine.task import Task
 from medi3d.errors import ConfigError
-from medi3d.experiment.building import make_network, make_task
-from medi3d.experiment.settings import Experiment, SegmentationExperiment, is_crossvalidation
+from medi3d.experiment.run import Run
+from medi3d.experiment.tasks import make_network, make_task
+from medi3d.files import file_sha256
 from medi3d.prediction.postprocessing import keep_largest, read_largest
 
 CONFIDENCE_STEPS = 255
@@ -31,56 +34,85 @@ class Predictor:
     """A trained network with all that it takes to predict a case.
 
     Attributes:
-        experiment: of the run.
+        data: how its scans or clips are read.
         network: on its device.
         inferer: how a whole case is seen.
         precision: that it computes in.
-        mirror: axes along which mirrored copies are predicted too.
-        largest: numbers of the labels of which only the largest component is kept.
-        identity: tells this predictor from any other that predicts otherwise.
+        prediction: mirrored copies, tolerance of the surface Dice.
+        largest: numbers of the labels that keep only their largest component.
+        identity: differs between predictors that may predict differently.
+        name: of the run or bundle, for messages.
     """
 
-    experiment: Experiment
+    data: VolumeSettings | ClipSettings
     network: nn.Module
     inferer: Inferer
     precision: Precision
-    mirror: Sequence[str] = ()
+    prediction: PredictionSettings = field(default_factory=PredictionSettings)
     largest: Sequence[int] = ()
     identity: str = ""
+    name: str = ""
 
     @classmethod
-    def load(cls, experiment: Experiment, folder: Path, decided: Path | None = None) -> "Predictor":
-        """The best network of the run in `folder`.
+    def load(cls, run: Run, decided: Run | None = None) -> "Predictor":
+        """The best network of a run.
 
         Args:
-            experiment: of the run.
-            folder: the run folder.
-            decided: folder that says of which labels the largest component is kept; `folder` if None.
+            run: a single training.
+            decided: the run that says which labels keep only their largest component; None: `run`.
 
         Raises:
             WeightsError: the run has no complete checkpoint, or it is of another network.
         """
-        task = make_task(experiment)
-        network = make_network(experiment, task, pretrained=False)
-        best = folder / "checkpoints" / "best.pt"
-        load_network(best, network)
+        task = make_task(run.experiment)
+        network = make_network(run.experiment, task, pretrained=False, proof=False)
+        load_network(run.best, network)
+        largest = read_largest((decided or run).largest)
+        return cls.of(run.experiment, task, network, file_sha256(run.best), largest, str(run.folder))
+
+    @classmethod
+    def of(
+        cls,
+        experiment: Any,
+        task: Task,
+        network: nn.Module,
+        weights: str,
+        largest: Collection[str],
+        name: str,
+    ) -> "Predictor":
+        """A network that has its weights.
+
+        Args:
+            experiment: how it was trained.
+            task: from `make_task`.
+            network: filled.
+            weights: SHA-256 of the file that filled it.
+            largest: names of the labels that keep only their largest component.
+            name: of the run or bundle, for messages.
+        """
         precision = Precision.choose(experiment.training.precision, distributed.local_device())
-        placed_network = precision.place_network(network).eval()
-        names = read_largest(decided or folder)
-        largest = [number for number, name in enumerate(task.classes) if name in names]
-        with best.open("rb") as file:
-            weights = hashlib.file_digest(file, "sha256").hexdigest()
-        data = experiment.data if isinstance(experiment, SegmentationExperiment) else None
-        settings = (data, experiment.prediction, largest, str(precision))
-        identity = f"{weights} {settings}"
-        mirror = experiment.prediction.mirror
-        return cls(experiment, placed_network, task.inferer, precision, mirror, largest, identity)
+        network = precision.place_network(network).eval()
+        numbers = [number for number, label in enumerate(task.classes) if label in largest]
+        data, prediction = experiment.data, experiment.prediction
+        identity = f"{weights} {(data, prediction, numbers, str(precision))}"
+        return cls(data, network, task.inferer, precision, prediction, numbers, identity, name)
 
     @property
-    def run(self) -> Network:
+    def volumes(self) -> VolumeSettings:
+        """How its scans are read.
+
+        Raises:
+            ConfigError: it does not segment.
+        """
+        if not isinstance(self.data, VolumeSettings):
+            raise ConfigError(f"{self.name}: is a network for clips, where a segmentation is needed")
+        return self.data
+
+    @property
+    def windowed(self) -> Network:
         """The network as windows are given to it: placed, in its precision, mirrored."""
-        data = self.experiment.data if isinstance(self.experiment, SegmentationExperiment) else None
-        return mirrored(placed(self.network, self.precision), self.mirror, data.swaps if data else ())
+        swaps = self.data.swaps if isinstance(self.data, VolumeSettings) else ()
+        return mirrored(placed(self.network, self.precision), self.prediction.mirror, swaps)
 
     def logits(self, image: Tensor) -> Tensor:
         """Logits `(classes, ...)` of one image or clip `(C, D, H, W)`."""
@@ -88,38 +120,21 @@ class Predictor:
 
     def label_map(self, image: LoadedImage) -> np.ndarray:
         """Predicted label map `(D, H, W)` on the network's grid, that of `image.canonical`."""
-        return predict_labels(image.image, self.run, self.inferer)
+        return predict_labels(image.image, self.windowed, self.inferer)
 
     def probabilities(self, image: LoadedImage, grid: sitk.Image) -> Iterator[Tensor]:
         """Probabilities `(classes, s, H, W)` on the scan's grid turned to LPS, slab after slab."""
-        slabs = (slab.softmax(dim=0) for slab in slabs_of(image.image, self.run, self.inferer))
+        slabs = (slab.softmax(dim=0) for slab in slabs_of(image.image, self.windowed, self.inferer))
         return restored_slabs(slabs, image.canonical, grid)
 
-    def segment(self, image: LoadedImage) -> sitk.Image:
-        """The mask of a loaded scan, on the grid of its file."""
-        return segment([self], [image]).mask
 
-
-def members(experiment: Experiment, folder: Path) -> list[tuple[Experiment, Path]]:
-    """The runs in a run folder: itself, or of a cross-validation each fold, in `fold0`, `fold1`, ..."""
-    if not is_crossvalidation(experiment):
-        return [(experiment, folder)]
-    return [
-        (
-            replace(experiment, name=f"{experiment.name}_fold{k}", data=replace(experiment.data, fold=k)),
-            folder / f"fold{k}",
-        )
-        for k in range(experiment.data.folds)
-    ]
-
-
-def load_members(experiment: Experiment, folder: Path) -> list[Predictor]:
-    """The best network of each of the runs in a run folder; the folder decides about components for all.
+def load_members(run: Run) -> list[Predictor]:
+    """The best network of each member of a run; the run itself decides about largest components for all.
 
     Raises:
         WeightsError: as `Predictor.load`.
     """
-    return [Predictor.load(*run, decided=folder) for run in members(experiment, folder)]
+    return [Predictor.load(member, decided=run) for member in run.members]
 
 
 @dataclass(frozen=True)
@@ -170,24 +185,18 @@ def segment(predictors: Sequence[Predictor], images: Sequence[LoadedImage]) -> S
     return Segmentation(turned_like(image, original), [int(count) for count in voxels], confidence)
 
 
-def check_ensemble(predictors: Sequence[Predictor], folders: Sequence[Path]) -> list[VolumeSettings]:
-    """The data settings of each run.
+def check_ensemble(predictors: Sequence[Predictor]) -> None:
+    """Refuse networks whose answers cannot be averaged.
 
     Raises:
-        ConfigError: a run does not segment, or the runs differ in labels or channels.
+        ConfigError: one does not segment, or they differ in labels or channels.
     """
-    settings = []
-    for one, folder in zip(predictors, folders, strict=True):
-        if not isinstance(one.experiment, SegmentationExperiment):
-            raise ConfigError(
-                f"{folder}: is a run of task {one.experiment.task}; predict needs a segmentation"
-            )
-        settings.append(one.experiment.data)
-    for other, folder in zip(settings, folders, strict=True):
-        for key in ("labels", "channels"):
-            own, first = getattr(other, key), getattr(settings[0], key)
-            if own != first:
+    first = predictors[0]
+    for key in ("labels", "channels"):
+        wanted = getattr(first.volumes, key)
+        for other in predictors:
+            own = getattr(other.volumes, key)
+            if own != wanted:
                 raise ConfigError(
-                    f"{folder}: {key} is {own}, in {folders[0]} {first}; an ensemble's must be equal"
+                    f"{other.name}: {key} is {own}, in {first.name} {wanted}; an ensemble's must be equal"
                 )
-    return settings

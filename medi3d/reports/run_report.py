@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medi3d.engine.metrics import Row
-from medi3d.experiment.settings import Experiment
+from medi3d.experiment.run import Run
 from medi3d.files import read_table
 from medi3d.reports.page import write_page
 
@@ -19,24 +19,23 @@ CONVENTIONS = {
 """How the numbers are to be read, by task."""
 
 
-def write_report(experiment: Experiment, folder: Path, tables: Mapping[str, Sequence[Row]]) -> Path:
-    """Write `report.html`: tables, curves, overlays, config and environment of the run in `folder`.
+def write_report(run: Run, tables: Mapping[str, Sequence[Row]]) -> Path:
+    """Write `report.html` of a run: tables, curves, overlays, config and environment.
 
     Args:
-        experiment: of the run.
-        folder: the run folder, with its plots.
+        run: with its plots.
         tables: title -> rows, shown first.
     """
-    metrics = read_table(folder / "metrics.csv")
-    plots = sorted((folder / "plots").glob("*.png"))
+    metrics = read_table(run.metrics)
+    plots = sorted(run.plots.glob("*.png"))
     return write_page(
-        folder / "report.html",
-        "report.html",
-        experiment=experiment,
+        run.report,
+        "run.html",
+        experiment=run.experiment,
         last=metrics[-1] if metrics else None,
         tables={**tables, "Training": metrics},
         pictures=plots,
-        conventions=CONVENTIONS[experiment.task],
-        config=(folder / "config.yaml").read_text(),
-        environment=(folder / "environment.json").read_text(),
+        conventions=CONVENTIONS[run.experiment.task],
+        config=run.config.read_text(),
+        environment=run.environment.read_text(),
     )

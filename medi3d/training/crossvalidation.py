@@ -1,8 +1,7 @@
-"""Cross-validation: every fold trained in turn, every case judged by the network that has not seen it."""
+"""Cross-validation: every fold trained in turn, every case scored by the fold that held it out."""
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from medi3d.datasets.cohorts.cohort import read_cohort
 from medi3d.engine import distributed
@@ -11,92 +10,88 @@ from medi3d.engine.metrics import Row
 from medi3d.errors import ConfigError
 from medi3d.evaluation.evaluate import METRICS, run_evaluation
 from medi3d.evaluation.statistics import mean_interval
-from medi3d.experiment.run_folder import check_folder, start_folder
-from medi3d.experiment.settings import Experiment, SegmentationExperiment
+from medi3d.experiment.run import Run
 from medi3d.files import read_table, write_table, written_aside
 from medi3d.prediction.postprocessing import decide, write_largest
-from medi3d.prediction.predictor import members
 from medi3d.reports.run_report import write_report
 from medi3d.training.train import run_training
 
-FINISHED = "finished.json"
-"""In the folder of a fold whose network is trained and judged."""
 
-
-def run_folds(experiment: Experiment, folder: Path, *, resume: bool = False) -> list[Row]:
-    """Train every fold in `folder/fold0`, `fold1`, ..., then judge the whole cohort; see `judge_folds`.
+def run_folds(run: Run, *, resume: bool = False) -> list[Row]:
+    """Train every fold in `fold0`, `fold1`, ... of the run folder, then score the whole cohort.
 
     Args:
-        experiment: with data.fold "all".
-        folder: of the folds; made if it is not there.
-        resume: skip the folds that are finished, and go on with the one that was stopped.
+        run: with data.fold "all".
+        resume: skip the folds that are finished, and continue the one that was interrupted.
+
+    Returns:
+        The rows of `summary.csv`, see `summarise`; none in the other processes of torchrun.
 
     Raises:
         ConfigError, DataError, TrainingError: as `run_training`.
     """
-    folds = members(experiment, folder)
-    check_folder(experiment, folder, folds[0][1] / "checkpoints" / "last.pt", resume)
+    folds = run.members
+    run.check(resume=resume)
     with distributed.joined_processes():  # once: joining anew for each fold, they miss each other
         first = distributed.is_writer()
         if first:
-            start_folder(experiment, folder)
-        for number, (fold, place) in enumerate(folds):
-            if (place / FINISHED).is_file():
+            run.start()
+        for number, fold in enumerate(folds):
+            if fold.finished.is_file():
                 log.info(f"fold {number} of 0 to {len(folds) - 1}: finished already")
                 continue
             log.info(f"fold {number} of 0 to {len(folds) - 1}")
-            row = run_training(fold, place, resume=True)
+            row = run_training(fold, resume=True)
             if first:
-                with written_aside(place / FINISHED) as aside:
+                with written_aside(fold.finished) as aside:
                     aside.write_text(json.dumps(row, indent=2) + "\n")
-    return judge_folds(experiment, folder) if first else []
+    return score_folds(run) if first else []
 
 
-def evaluate_folds(experiment: Experiment, folder: Path, split: str) -> list[Row]:
-    """Judge the folds anew: each on its own cases ("validation"), or all together on a split of the list.
+def evaluate_folds(run: Run, split: str) -> list[Row]:
+    """Score the folds anew: each on its held-out cases ("validation"), or the ensemble on another split.
 
     Raises:
-        ConfigError: the split is "training", of which every case trained some of the folds.
+        ConfigError: the split is "training": every case trained some of the folds.
         DataError, WeightsError: as `run_evaluation`.
     """
     if split == "training":
         raise ConfigError(
             "--split training: with all folds each case trains some and validates one; take validation, a "
-            f"split that the cohort's list names, or one fold, such as {folder / 'fold0'}"
+            f"split that the cohort's list names, or one fold, such as {run.members[0].folder}"
         )
     if split != "validation":
-        return summarise(run_evaluation(experiment, folder, split), _subjects(experiment))
-    for run in members(experiment, folder):
-        run_evaluation(*run)
-    return judge_folds(experiment, folder)
+        return summarise(run_evaluation(run, split), _subjects(run))
+    for fold in run.members:
+        run_evaluation(fold)
+    return score_folds(run)
 
 
-def judge_folds(experiment: Experiment, folder: Path) -> list[Row]:
-    """Put the validations of all folds together.
+def score_folds(run: Run) -> list[Row]:
+    """Join the validations of all folds: the out-of-fold scores.
 
-    Writes into `folder`: `cases.csv` (every case once, by the network that has not seen it), `summary.csv`,
-    `report.html`, and of which labels the folds together keep only the largest component.
+    Writes into the run folder: `cases.csv` (every case once, by the fold that held it out), `summary.csv`,
+    `report.html`, and which labels keep only their largest component, decided by all folds together.
 
     Returns:
         The rows of `summary.csv`, see `summarise`.
     """
-    runs = members(experiment, folder)
     rows = [
         {"case": row.pop("case"), "fold": number, **row}
-        for number, (_, place) in enumerate(runs)
-        for row in read_table(place / "cases.csv", words=("case", "label"))
+        for number, fold in enumerate(run.members)
+        for row in read_table(fold.cases(), words=("case", "label"))
     ]
-    write_table(folder / "cases.csv", rows)
-    write_largest(folder, decide(rows))
-    table = summarise(rows, _subjects(experiment))
-    write_table(folder / "summary.csv", table)
+    write_table(run.cases(), rows)
+    write_largest(run.largest, decide(rows))
+    table = summarise(rows, _subjects(run))
+    write_table(run.summary, table)
     folds = [
         {"fold": number, **summarise([row for row in rows if row["fold"] == number])[-1]}
-        for number in range(len(runs))
+        for number in range(len(run.members))
     ]
-    title = f"All {table[-1]['cases']} cases, each judged by the fold that has not seen it"
-    report = write_report(experiment, folder, {title: spoken(table), "Folds": spoken(folds), "Cases": rows})
-    log.info(f"report: {report}")
+    title = f"All {table[-1]['cases']} cases, each scored by the fold that held it out"
+    tables = {title: with_intervals(table), "Folds": with_intervals(folds), "Cases": rows}
+    log.info(f"report: {write_report(run, tables)}")
     return table
 
 
@@ -125,7 +120,7 @@ def summarise(rows: Sequence[Row], subjects: dict[str, str] | None = None) -> li
     return table
 
 
-def spoken(table: Sequence[Row]) -> list[Row]:
+def with_intervals(table: Sequence[Row]) -> list[Row]:
     """Rows of `summarise` with each interval in brackets behind its mean, for people."""
     return [
         {
@@ -139,6 +134,5 @@ def spoken(table: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _subjects(experiment: Experiment) -> dict[str, str]:
-    assert isinstance(experiment, SegmentationExperiment)
-    return {case.name: case.subject for case in read_cohort(experiment.data.root).cases}
+def _subjects(run: Run) -> dict[str, str]:
+    return {case.name: case.subject for case in read_cohort(run.volumes.root).cases}

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +16,11 @@ from medi3d.engine.precision import Precision
 from medi3d.engine.state import TrainingState
 from medi3d.engine.task import Task
 from medi3d.errors import ConfigError
-from medi3d.experiment.building import make_network
+from medi3d.experiment.run import Run
 from medi3d.experiment.samples import Data
 from medi3d.experiment.settings import Experiment
 from medi3d.experiment.strategies import CONVERSIONS
+from medi3d.experiment.tasks import make_network
 from medi3d.files import write_table
 from medi3d.models.norms import batch_norms, freeze_norms
 from medi3d.training.domain_shift import measure_drift, recalibrate, stages
@@ -29,15 +29,13 @@ CALIBRATION = 32
 """Training samples that batch norms are recalibrated on."""
 
 
-def prepare_encoder(
-    experiment: Experiment, task: Task, network: nn.Module, data: Data, precision: Precision, folder: Path
-) -> None:
+def prepare_encoder(run: Run, task: Task, network: nn.Module, data: Data, precision: Precision) -> None:
     """Before the first step: recalibrate batch norms if asked, and write `drift.csv` of a pretrained encoder.
 
     The table has the rows of `measure_drift` for the weights as they were loaded, and once more where the
     batch norm policy changed something, on the first training samples.
     """
-    tuning = experiment.tuning
+    experiment, tuning = run.experiment, run.experiment.tuning
     encoder: Any = getattr(network, "encoder", None)
     measured = tuning.drift_samples > 0 and experiment.is_pretrained and distributed.is_writer()
     rows: list[dict[str, Any]] = []
@@ -52,7 +50,7 @@ def prepare_encoder(
     if measured and tuning.batchnorm in (*CONVERSIONS, "recalibrate"):
         rows += _drift(tuning.batchnorm, encoder, experiment, data, precision)
     if rows:
-        write_table(folder / "drift.csv", rows)
+        write_table(run.drift, rows)
         worst = max((row for row in rows if row["weights"] == "loaded"), key=lambda row: row["spread"])
         log.info(
             f"drift of loaded weights: variance off by e^{worst['spread']:.2f} in stage {worst['stage']}"

@@ -1,6 +1,5 @@
 """What a pretraining leaves: an encoder as an artifact that knows its origin, and who has seen which case."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,24 +16,22 @@ from medi3d.engine.log import log
 from medi3d.engine.precision import Precision
 from medi3d.engine.state import load_network
 from medi3d.errors import DataError, WeightsError
-from medi3d.experiment.building import make_network, make_task
 from medi3d.experiment.pretext_samples import PretextSamples
+from medi3d.experiment.run import Run
 from medi3d.experiment.settings import Experiment, PretrainingExperiment
-from medi3d.files import read_table
+from medi3d.experiment.tasks import make_network, make_task
+from medi3d.files import file_sha256, read_table
 from medi3d.inflation.network import Inflated, prove
 from medi3d.models.artifact import collapse, read_description, save_artifact
 from medi3d.reports.plots import plot_pretext
 from medi3d.reports.run_report import write_report
 from medi3d.training.domain_shift import recalibrate
 
-ARTIFACT = "encoder.safetensors"
-"""Name of the artifact in a run folder."""
-
 RECALIBRATION = 64
 """Patches that the batch norms of the kept encoder are calibrated on."""
 
 
-def keep_encoder(experiment: PretrainingExperiment, folder: Path) -> dict[str, Any]:
+def keep_encoder(run: Run) -> dict[str, Any]:
     """Write the best encoder of a pretraining as `encoder.safetensors`, with pictures and a report.
 
     Its batch norms get the statistics of whole patches in place of damaged ones, for that is what it will
@@ -47,14 +44,15 @@ def keep_encoder(experiment: PretrainingExperiment, folder: Path) -> dict[str, A
     Raises:
         WeightsError: the run has no usable checkpoint, or the artifact cannot be written.
     """
+    experiment: Any = run.experiment
     task = make_task(experiment)
     network: Any = make_network(experiment, task, pretrained=False)
-    facts = load_network(folder / "checkpoints" / "best.pt", network)
+    facts = load_network(run.best, network)
     precision = Precision.choose(experiment.training.precision, distributed.local_device())
     precision.place_network(network).eval()
     samples = PretextSamples(experiment)
     training, validation = samples.split()
-    _draw(network, samples, validation, precision, folder / "plots" / "pretext.png")
+    _draw(network, samples, validation, precision, run.plots / "pretext.png")
     encoder: Inflated = network.encoder
     recalibrate(encoder, _patches(samples, training), precision)
     encoder.cpu()
@@ -69,19 +67,19 @@ def keep_encoder(experiment: PretrainingExperiment, folder: Path) -> dict[str, A
             "steps": facts["step"],
             "seed": experiment.seed,
             task.score: facts["score"],
-            "cpu_seconds": read_table(folder / "metrics.csv")[-1]["cpu_seconds"],
+            "cpu_seconds": read_table(run.metrics)[-1]["cpu_seconds"],
             "started_from": _started_from(experiment),
             "cases": _fingerprints(training),
         },
     }
-    path = save_artifact(encoder, folder / ARTIFACT)
+    path = save_artifact(encoder, run.encoder)
     summary = {
         "artifact": str(path),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": file_sha256(path),
         "steps": facts["step"],
         task.score: facts["score"],
     }
-    report = write_report(experiment, folder, {"Encoder": [summary]})
+    report = write_report(run, {"Encoder": [summary]})
     log.info(f"encoder: {path}")
     log.info(f"report: {report}")
     return summary
@@ -137,7 +135,7 @@ def artifact_of(experiment: Experiment) -> Path | None:
 
 
 def check_unseen(experiment: Experiment, cases: Sequence[Case]) -> None:
-    """Refuse to judge a network on cases that its encoder was pretrained on.
+    """Refuse to score a network on cases that its encoder was pretrained on.
 
     Raises:
         DataError: the artifact that it starts from, or one before that, has seen one of `cases`.
@@ -162,5 +160,5 @@ def check_unseen(experiment: Experiment, cases: Sequence[Case]) -> None:
 def _provenance(path: Path) -> dict[str, Any] | None:
     try:
         return read_description(path)["weights"].get("pretraining")
-    except WeightsError:  # a weights file of others; whoever loads it judges it
+    except WeightsError:  # not an artifact: reading it as weights will say what is wrong
         return None

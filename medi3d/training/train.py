@@ -1,6 +1,6 @@
 """One training from an experiment to its run folder."""
 
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,18 +16,18 @@ from medi3d.engine.handlers import (
     TrainingProgress,
     Validation,
 )
-from medi3d.engine.log import log, spoken_log
+from medi3d.engine.log import log, shown_log
 from medi3d.engine.precision import Precision
 from medi3d.engine.state import TrainingState
 from medi3d.engine.task import Task
 from medi3d.engine.trainer import build_evaluator, build_trainer
 from medi3d.errors import ConfigError
 from medi3d.evaluation.evaluate import cases_of, run_evaluation
-from medi3d.experiment.building import make_network, make_task
-from medi3d.experiment.run_folder import check_folder, start_folder
-from medi3d.experiment.samples import Data, prepare_data
-from medi3d.experiment.settings import Experiment, PretrainingExperiment, SegmentationExperiment
+from medi3d.experiment.run import Run
+from medi3d.experiment.samples import Data
+from medi3d.experiment.settings import Experiment
 from medi3d.experiment.strategies import frozen_parts, parameter_groups
+from medi3d.experiment.tasks import make_network, make_task, prepare_data
 from medi3d.files import read_table
 from medi3d.reports.plots import plot_curves
 from medi3d.training.fine_tuning import GradualUnfreezing, prepare_encoder, pull_to_start, tune
@@ -35,54 +35,52 @@ from medi3d.training.pretrained_encoder import artifact_of, check_unseen, keep_e
 
 
 def run_training(
-    experiment: Experiment, folder: Path, *, resume: bool = False, split: str = "validation"
+    run: Run, *, resume: bool = False, split: str = "validation", moved: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Train, judge the best network on the cases of a split, and leave it all in the run folder.
+    """Train, score the best network on the cases of a split, and leave all results in the run folder.
 
     Started by torchrun, the processes train one network together; the first one writes.
 
     Args:
-        experiment: what to train.
-        folder: the run folder; made if it is not there.
-        resume: go on from the last checkpoint in `folder`; from the start where there is none.
+        run: what to train, and where.
+        resume: continue from the last checkpoint; from the start where there is none.
         split: see `run_evaluation`.
+        moved: keys that may differ from those that the run was started with, such as "data.root".
 
     Returns:
         The last row of `metrics.csv`, and "best", the highest score.
 
     Raises:
-        ConfigError: `folder` holds a run already and `resume` is false, or that of another experiment; or
+        ConfigError: the folder holds a run already and `resume` is false, or that of another experiment; or
             several processes share a budget of compute.
-        DataError: the data are damaged, or `folder` cannot be written.
+        DataError: the data are damaged, or the folder cannot be written.
         TrainingError: the loss is no longer a number.
     """
     with distributed.joined_processes() as device:
-        checkpoint = folder / "checkpoints" / "last.pt"
-        check_folder(experiment, folder, checkpoint, resume)
+        run.check(resume=resume, ignored=moved)
         distributed.wait_for_all()
         if distributed.is_writer():
-            start_folder(experiment, folder)
+            run.start()
         distributed.wait_for_all()
-        with spoken_log(folder / "log.txt"):
-            row = _train(experiment, folder, checkpoint, device, split)
+        with shown_log(run.log):
+            row = _train(run, device, split)
         writes = distributed.is_writer()
     if writes:
-        with spoken_log(folder / "log.txt"):
-            if isinstance(experiment, PretrainingExperiment):
-                return {**row, **keep_encoder(experiment, folder)}
-            run_evaluation(experiment, folder, split)
+        with shown_log(run.log):
+            if run.experiment.task == "pretraining":
+                return {**row, **keep_encoder(run)}
+            run_evaluation(run, split)
     return row
 
 
-def _train(
-    experiment: Experiment, folder: Path, checkpoint: Path, device: torch.device, split: str
-) -> dict[str, Any]:
-    settings, task, data = experiment.training, make_task(experiment), prepare_data(experiment)
+def _train(run: Run, device: torch.device, split: str) -> dict[str, Any]:
+    experiment, settings = run.experiment, run.experiment.training
+    task, data = make_task(experiment), prepare_data(experiment)
     if (settings.cpu_seconds or settings.gpu_seconds) and distributed.ranks() > 1:
         raise ConfigError(f"training ends by compute: one process counts it, not {distributed.ranks()}")
-    if isinstance(experiment, SegmentationExperiment) and artifact_of(experiment):
-        # The cases that will judge; those that only choose the checkpoint may have been seen, unlabelled.
-        check_unseen(experiment, cases_of(experiment.data, split))
+    if experiment.task == "segmentation" and artifact_of(experiment):
+        # The cases that are scored; those that only choose the checkpoint may have been seen, unlabelled.
+        check_unseen(experiment, cases_of(run.volumes, split))
     precision, tuning = Precision.choose(settings.precision, device), experiment.tuning
     network = make_network(experiment, task)
     frozen = tune(experiment, network, frozen_parts(network, experiment.strategy))
@@ -93,29 +91,28 @@ def _train(
     state = TrainingState.create(network, groups, settings)
     if tuning.l2_sp:
         pull_to_start(state, tuning.l2_sp)
-    if not checkpoint.is_file():
+    if not run.last.is_file():
         with state.clock.apart():
-            prepare_encoder(experiment, task, network, data, precision, folder)
+            prepare_encoder(run, task, network, data, precision)
     else:
-        state.load(checkpoint)
-        log.info(f"going on from step {state.step}")
+        state.load(run.last)
+        log.info(f"resuming from step {state.step}")
     if not state.finished:
         _introduce(experiment, data, network, precision)
-        _run(experiment, task, data, state, precision, frozen, folder)
-    last = read_table(folder / "metrics.csv")[-1] if distributed.is_writer() else {}
+        _fit(run, task, data, state, precision, frozen)
+    last = read_table(run.metrics)[-1] if distributed.is_writer() else {}
     return distributed.gather({**last, "best": state.best})[0]
 
 
-def _run(
-    experiment: Experiment,
+def _fit(
+    run: Run,
     task: Task,
     data: Data,
     state: TrainingState,
     precision: Precision,
     frozen: list[nn.Module],
-    folder: Path,
 ) -> None:
-    settings = experiment.training
+    experiment, settings = run.experiment, run.experiment.training
     with state.clock.apart():
         batches = data.training_batches(state.step, settings, experiment.seed)
         validated = data.validation_batches(settings)
@@ -127,14 +124,14 @@ def _run(
     if not distributed.is_writer():
         trainer.run()
         return
-    table = MetricsTable(folder / "metrics.csv", state.step)
+    table = MetricsTable(run.metrics, state.step)
     progress = TrainingProgress(task.score, state.budget.position)
     plateau = PlateauWatch(table, state, task.score)
 
     def draw(_: Workflow) -> None:
-        plot_curves(table.rows, task.score, folder / "plots" / "curves.png")
+        plot_curves(table.rows, task.score, run.plots / "curves.png")
 
-    checkpoints = Checkpoints(folder / "checkpoints", state, task.score)
+    checkpoints = Checkpoints(run.best, run.last, state, task.score)
     for handler in (table, plateau, checkpoints, OnValidation(draw), progress):
         handler.attach(trainer)
     try:

@@ -46,7 +46,7 @@ class InTurn:
     def __call__(self, cells: Any, folder: Path) -> Any:
         for cell in cells:
             InTurn.trained += 1
-            yield cell, run_cell(cell, folder / cell.id)
+            yield cell, run_cell(cell, folder)
 
 
 @pytest.mark.slow

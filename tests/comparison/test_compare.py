@@ -60,7 +60,7 @@ def describe(cohort, tmp_path):
 def in_turn(cells, folder):
     """An executor without processes."""
     for cell in cells:
-        yield cell, run_cell(cell, folder / cell.id)
+        yield cell, run_cell(cell, folder)
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_progress_speaks_where_it_is(tmp_path, monkeypatch, terminal):
     monkeypatch.setattr(log, "console", console)
     monkeypatch.setattr(handlers, "console", console)
     monkeypatch.setattr(handlers.TrainingProgress, "seconds_between_lines", 0.0)
-    with log.spoken_log(tmp_path / "log.txt"):
+    with log.shown_log(tmp_path / "log.txt"):
         progress_of(SETTINGS)
     assert "validation loss" in (tmp_path / "log.txt").read_text()
     assert "dice" in shown.getvalue()

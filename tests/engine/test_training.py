@@ -130,7 +130,7 @@ def train(folder, settings, stop_at=None, workers=0):
     """Train in `folder`; `stop_at` ends it in the middle of a step, as a kill would."""
     trainer, state = trainer_of(settings, folder, workers)
     MetricsTable(folder / "metrics.csv", state.step).attach(trainer)
-    Checkpoints(folder, state, "dice").attach(trainer)
+    Checkpoints(folder / "best.pt", folder / "last.pt", state, "dice").attach(trainer)
     if stop_at is None:
         trainer.run()
         return state

@@ -6,9 +6,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from medi3d.errors import ConfigError
-from medi3d.experiment.building import make_network, make_task
-from medi3d.experiment.config import load_config, load_run
+from medi3d.experiment.config import load_config
+from medi3d.experiment.run import Run
 from medi3d.experiment.settings import ClassificationExperiment, SegmentationExperiment
+from medi3d.experiment.tasks import make_network, make_task
 
 SHIPPED = sorted(path for kind in ("segmentation", "video") for path in Path("configs", kind).glob("*.yaml"))
 
@@ -53,7 +54,7 @@ def test_environment_variables_are_filled_in(write, monkeypatch):
 def test_a_config_survives_the_way_through_yaml(write, tmp_path):
     experiment = load_config(write())
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(experiment)))
-    assert load_run(tmp_path) == experiment
+    assert Run.open(tmp_path).experiment == experiment
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no such config file"):
         load_config(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="no run here"):
-        load_run(tmp_path)
+        Run.open(tmp_path)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -8,9 +8,10 @@ from torch import nn
 
 from medi3d.engine.state import read_checkpoint
 from medi3d.errors import ConfigError
-from medi3d.experiment.building import make_network, make_task
 from medi3d.experiment.config import load_config
+from medi3d.experiment.run import Run
 from medi3d.experiment.strategies import frozen_parts, parameter_groups
+from medi3d.experiment.tasks import make_network, make_task
 from medi3d.training.train import run_training
 
 
@@ -50,7 +51,7 @@ def test_a_network_without_encoder_trains_whole_but_cannot_be_fixed():
 def test_only_a_fixed_encoder_stays_as_it_was(config, tmp_path, strategy):
     source = ["network.source=timm:test_resnet", "network.levels=3", f"strategy={strategy}"]
     experiment = load_config(config, [*source, "training.steps=2"])
-    run_training(experiment, tmp_path / "run")
+    run_training(Run(tmp_path / "run", experiment))
     before = make_network(experiment, make_task(experiment)).state_dict()
     after = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["network"]
     moved = {key for key in before if not torch.equal(before[key], after[key])}

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from medi3d.errors import ConfigError
-from medi3d.experiment.config import load_config, load_run
+from medi3d.experiment.config import load_config
+from medi3d.experiment.run import Run
 from medi3d.export.bundle import export_bundle, load_predictor
 from medi3d.models.artifact import save_artifact
 from medi3d.models.encoders import create_encoder
@@ -36,7 +37,7 @@ REQUIRED = [
 
 
 def trained(config, folder, *overrides):
-    run_training(load_config(config, [*overrides, "training.steps=1"]), folder)
+    run_training(Run(folder, load_config(config, [*overrides, "training.steps=1"])))
     return folder
 
 
@@ -50,7 +51,7 @@ def monai(*arguments, folder):
 @pytest.mark.slow
 def test_monai_verifies_and_runs_it_and_its_masks_are_those_of_predict(cohort, config, tmp_path):
     run = trained(config, tmp_path / "run", "data.spacing=[2.5, 1.2, 1.2]")
-    bundle = export_bundle(load_run(run), run, tmp_path / "bundle")
+    bundle = export_bundle(Run.open(run), tmp_path / "bundle")
     part = {"type": "object", "required": ["type", "format", "num_channels", "spatial_shape", "dtype"]}
     schema = {
         "type": "object",
@@ -71,7 +72,7 @@ def test_monai_verifies_and_runs_it_and_its_masks_are_those_of_predict(cohort, c
     scan = cohort / "imagesTr" / "case_0.nii.gz"
     inference = ["--config_file", "configs/inference.json", "--bundle_root", "."]
     monai("run", *inference, "--inputs", f"['{scan}']", "--output_dir", tmp_path / "theirs", folder=bundle)
-    run_prediction(load_run(run), run, [scan], tmp_path / "ours")
+    run_prediction([Run.open(run)], [scan], tmp_path / "ours")
     ours, theirs = (nib.load(tmp_path / who / "case_0.nii.gz") for who in ("ours", "theirs"))
     assert np.array_equal(ours.get_fdata(), theirs.get_fdata())
     assert np.array_equal(ours.affine, theirs.affine)
@@ -89,7 +90,7 @@ def test_it_brings_its_artifact_its_norms_and_its_head(config, tmp_path, by):
     }[by]
     kinds = ["tuning.batchnorm=group", "network.head=subpixel", "network.decoder_channels=[8]"]
     run = trained(config, tmp_path / "run", *network, "strategy=full", *kinds)
-    bundle = export_bundle(load_run(run), run, tmp_path / "bundle")
+    bundle = export_bundle(Run.open(run), tmp_path / "bundle")
     path.unlink()
     from monai.bundle import ConfigParser
 
@@ -104,5 +105,5 @@ def test_it_is_not_written_over_anything(config, tmp_path):
     (tmp_path / "bundle" / "mine.txt").write_text("x")
     run = trained(config, tmp_path / "run")
     with pytest.raises(ConfigError, match="is there already"):
-        export_bundle(load_run(run), run, tmp_path / "bundle")
+        export_bundle(Run.open(run), tmp_path / "bundle")
     assert (tmp_path / "bundle" / "mine.txt").read_text() == "x"

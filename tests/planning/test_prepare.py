@@ -9,6 +9,7 @@ from medi3d.datasets.clips.clips import load_frames, read_clip_list
 from medi3d.engine.state import read_checkpoint
 from medi3d.errors import ConfigError, DataError
 from medi3d.experiment.config import load_config
+from medi3d.experiment.run import Run
 from medi3d.experiment.settings import SegmentationExperiment
 from medi3d.planning.patch_size import measure_step
 from medi3d.planning.prepare import run_prepare
@@ -56,7 +57,7 @@ def test_training_on_the_cache_is_training_without_it(prepare, tmp_path):
     config = prepare(*quick, "data.spacing=[2,1,1]") / "config.yaml"
     weights = []
     for name, overrides in (("with", []), ("without", ["data.cache=null"])):
-        run_training(load_config(config, [*overrides, f"name={name}"]), tmp_path / name)
+        run_training(Run(tmp_path / name, load_config(config, [*overrides, f"name={name}"])))
         weights.append(read_checkpoint(tmp_path / name / "checkpoints" / "last.pt")["network"])
     for key, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][key], rtol=0, atol=0, msg=key)

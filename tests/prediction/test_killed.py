@@ -26,8 +26,8 @@ def predict_all(scans: Path, out: Path) -> None:
     network = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.Conv3d(4, 3, 3, padding=1))
     precision = Precision(torch.device("cpu"), bf16=False)
     settings = VolumeSettings(root="", modality="MR", labels={"a": 1, "b": 2}, spacing=[1.0, 1.0, 1.0])
-    predictor = Predictor(None, network, SlidingWindow((8, 16, 16)), precision, identity="tiny")
-    _, failed = predict_files([predictor], [settings], [scans], out)
+    predictor = Predictor(settings, network, SlidingWindow((8, 16, 16)), precision, identity="tiny")
+    _, failed = predict_files([predictor], [scans], out)
     assert len(failed) == 1
 
 

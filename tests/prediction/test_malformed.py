@@ -34,8 +34,8 @@ def predict(path: Path, out: Path, spacing=None):
     """The mask's path, or the line that tells what is wrong."""
     settings = VolumeSettings(root="", modality="MR", labels={"bright": 1}, spacing=spacing)
     precision = Precision(torch.device("cpu"), bf16=False)
-    predictor = Predictor(None, Threshold(), SlidingWindow((16, 16, 16)), precision)
-    written, failed = predict_files([predictor], [settings], [path], out)
+    predictor = Predictor(settings, Threshold(), SlidingWindow((16, 16, 16)), precision)
+    written, failed = predict_files([predictor], [path], out)
     assert len(written) + len(failed) == 1
     return (written or failed)[0]
 

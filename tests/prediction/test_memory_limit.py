@@ -30,12 +30,10 @@ def predict_under(limit_gb: float, scans: Path, out: Path, answer) -> None:
     precision = Precision(torch.device("cpu"), bf16=False)
     labels = {str(value): value for value in range(1, 7)}
     settings = VolumeSettings(root="", modality="MR", labels=labels, spacing=[1.0, 1.0, 1.0])
-    predictor = Predictor(None, network, SlidingWindow((48, 96, 96)), precision, identity="tiny")
+    predictor = Predictor(settings, network, SlidingWindow((48, 96, 96)), precision, identity="tiny")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     try:
-        done, failed = predict_files(
-            [predictor], [settings], [scans], out, PredictionOptions(memory_gb=limit_gb)
-        )
+        done, failed = predict_files([predictor], [scans], out, PredictionOptions(memory_gb=limit_gb))
     except ConfigError as error:
         done, failed = [], [str(error)]
     status = Path("/proc/self/status").read_text().splitlines()

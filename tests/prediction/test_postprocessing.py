@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medi3d.errors import ConfigError
-from medi3d.prediction.postprocessing import FILE, decide, keep_largest, read_largest, write_largest
+from medi3d.prediction.postprocessing import decide, keep_largest, read_largest, write_largest
 
 
 def test_only_the_named_labels_lose_their_smaller_parts():
@@ -34,9 +34,10 @@ def test_a_label_is_chosen_when_its_mean_dice_gains():
 
 
 def test_the_decision_is_kept_in_the_run(tmp_path):
-    assert read_largest(tmp_path) == []
-    write_largest(tmp_path, ["a"])
-    assert read_largest(tmp_path) == ["a"]
-    (tmp_path / FILE).write_text("{")
-    with pytest.raises(ConfigError, match=FILE):
-        read_largest(tmp_path)
+    path = tmp_path / "postprocessing.json"
+    assert read_largest(path) == []
+    write_largest(path, ["a"])
+    assert read_largest(path) == ["a"]
+    path.write_text("{")
+    with pytest.raises(ConfigError, match=r"postprocessing\.json"):
+        read_largest(path)

@@ -49,12 +49,13 @@ class Counting(Threshold):
 
 
 FP32 = Precision(torch.device("cpu"), bf16=False)
-PREDICTOR = Predictor(None, Threshold(), single_forward, FP32)
 MR = VolumeSettings(root="", modality="MR", labels={"bright": 1})
+PREDICTOR = Predictor(MR, Threshold(), single_forward, FP32)
 
 
 def predict(settings, inputs, out, predictor=PREDICTOR, **options):
-    return predict_files([predictor], [settings], inputs, out, PredictionOptions(**options))
+    predictor = dataclasses.replace(predictor, data=settings)
+    return predict_files([predictor], inputs, out, PredictionOptions(**options))
 
 
 def bright(array):
@@ -146,14 +147,14 @@ def test_an_ensemble_averages_probabilities(oblique, tmp_path):
     for others, expected in (([PREDICTOR, against], True), ([against, against], False)):
         members = [PREDICTOR, *others]
         out = tmp_path / str(expected)
-        (mask,), _ = predict_files(members, [MR] * 3, [oblique], out)
+        (mask,), _ = predict_files(members, [oblique], out)
         same = np.array_equal(nib.load(mask).dataobj, nib.load(plain).dataobj)
         assert same == expected
 
 
 def test_members_of_an_ensemble_see_the_scan_on_their_own_grids(oblique, tmp_path):
-    coarse = dataclasses.replace(MR, spacing=[2.0, 2.0, 2.0])
-    (written,), failed = predict_files([PREDICTOR] * 2, [MR, coarse], [oblique], tmp_path / "masks")
+    coarse = dataclasses.replace(PREDICTOR, data=dataclasses.replace(MR, spacing=[2.0, 2.0, 2.0]))
+    (written,), failed = predict_files([PREDICTOR, coarse], [oblique], tmp_path / "masks")
     assert not failed
     assert nib.load(written).shape == nib.load(oblique).shape
 

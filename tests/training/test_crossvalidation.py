@@ -16,10 +16,10 @@ from medi3d.datasets.cohorts.cohort import read_cohort
 from medi3d.datasets.cohorts.splits import split_cases
 from medi3d.errors import ConfigError, DataError, WeightsError
 from medi3d.evaluation.statistics import mean_interval, paired_effect
-from medi3d.experiment.config import load_config, load_run
-from medi3d.experiment.settings import is_crossvalidation
+from medi3d.experiment.config import load_config
+from medi3d.experiment.run import Run
 from medi3d.prediction.predict import run_prediction
-from medi3d.prediction.predictor import load_members, members
+from medi3d.prediction.predictor import load_members
 from medi3d.training import crossvalidation
 from medi3d.training.crossvalidation import evaluate_folds, run_folds, summarise
 from tests.tiny import CONFIG
@@ -53,7 +53,7 @@ def listed(cohort, tmp_path_factory):
 def run(listed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     (folder / "tiny.yaml").write_text(CONFIG.format(root=listed))
-    run_folds(load_config(folder / "tiny.yaml", OPTIONS), folder / "tiny")
+    run_folds(Run(folder / "tiny", load_config(folder / "tiny.yaml", OPTIONS)))
     return folder / "tiny"
 
 
@@ -61,12 +61,13 @@ def test_every_case_is_judged_once_by_the_fold_that_has_not_seen_it(run):
     rows = rows_of(run / "cases.csv")
     assert len(rows) == 2 * 6
     assert {row["case"] for row in rows} == {f"{number:03}" for number in range(6)}
-    for fold, place in members(load_run(run), run):
+    for member in Run.open(run).members:
+        fold = member.experiment
         training, validation = split_cases(read_cohort(fold.data.root).cases, fold.data)
         held = {row["case"] for row in rows if row["fold"] == str(fold.data.fold)}
         assert held == {case.name for case in validation}
         assert not {case.subject for case in training} & {case.subject for case in validation}
-        assert json.loads((place / "finished.json").read_text())["step"] == 2
+        assert json.loads(member.finished.read_text())["step"] == 2
 
 
 def test_the_summary_is_the_mean_of_the_cases(run):
@@ -76,7 +77,7 @@ def test_the_summary_is_the_mean_of_the_cases(run):
         values = [float(case["dice"]) for case in rows if row["label"] in (case["label"], "mean")]
         assert float(row["dice"]) == pytest.approx(np.mean(values), abs=1e-5)
         assert float(row["dice_low"]) <= float(row["dice"]) <= float(row["dice_high"])
-    assert "each judged by the fold" in (run / "report.html").read_text()
+    assert "each scored by the fold" in (run / "report.html").read_text()
 
 
 def test_a_stopped_run_goes_on_where_it_was(run, tmp_path, monkeypatch):
@@ -89,11 +90,11 @@ def test_a_stopped_run_goes_on_where_it_was(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         crossvalidation,
         "run_training",
-        lambda fold, place, resume: trained.append(place.name) or train(fold, place, resume=resume),
+        lambda fold, resume: trained.append(fold.folder.name) or train(fold, resume=resume),
     )
     with pytest.raises(ConfigError, match="--resume"):
-        run_folds(load_run(copy), copy)
-    run_folds(load_run(copy), copy, resume=True)
+        run_folds(Run.open(copy))
+    run_folds(Run.open(copy), resume=True)
     assert trained == ["fold1", "fold2"]
     assert timeless(copy / "cases.csv") == timeless(run / "cases.csv")
 
@@ -102,17 +103,15 @@ def test_another_config_is_refused(run, tmp_path):
     (tmp_path / "other.yaml").write_text((run / "config.yaml").read_text())
     other = load_config(tmp_path / "other.yaml", ["training.steps=3"])
     with pytest.raises(ConfigError, match="steps: 2, not 3"):
-        run_folds(other, run, resume=True)
+        run_folds(Run(run, other), resume=True)
 
 
 def test_the_folds_are_an_ensemble(run, cohort, tmp_path):
     scan = cohort / "imagesTr" / "case_6.nii.gz"
-    (written,), failed = run_prediction(load_run(run), run, [scan], tmp_path / "all")
+    (written,), failed = run_prediction([Run.open(run)], [scan], tmp_path / "all")
     assert not failed
-    others = [(load_run(run / f"fold{k}"), run / f"fold{k}") for k in (1, 2)]
-    (same,), _ = run_prediction(
-        load_run(run / "fold0"), run / "fold0", [scan], tmp_path / "each", ensemble=others
-    )
+    folds = [Run.open(run / f"fold{k}") for k in range(3)]
+    (same,), _ = run_prediction([Run([scan], folds)], tmp_path / "each")
     assert np.array_equal(nib.load(written).dataobj, nib.load(same).dataobj)
 
 
@@ -121,15 +120,15 @@ def test_the_folder_decides_about_components_for_all(run, tmp_path):
     shutil.copytree(run, copy)
     (copy / "postprocessing.json").write_text('{"largest_component": ["high"]}')
     (copy / "fold0" / "postprocessing.json").write_text('{"largest_component": ["low"]}')
-    assert [one.largest for one in load_members(load_run(copy), copy)] == [[2]] * 3
+    assert [one.largest for one in load_members(Run.open(copy))] == [[2]] * 3
 
 
 def test_a_split_of_the_list_is_judged_by_all_folds(run):
-    table = evaluate_folds(load_run(run), run, "test")
+    table = evaluate_folds(Run.open(run), "test")
     assert table[-1]["cases"] == 2
     assert len(rows_of(run / "cases_test.csv")) == 4
     with pytest.raises(ConfigError, match="fold0"):
-        evaluate_folds(load_run(run), run, "training")
+        evaluate_folds(Run.open(run), "training")
 
 
 def test_evaluate_on_the_command_line(run, monkeypatch, capsys, tmp_path):
@@ -148,19 +147,19 @@ def main_quietly():
 
 def test_too_many_folds_and_a_fold_not_trained(config, run, tmp_path):
     with pytest.raises(DataError, match="8 subjects cannot make 9 folds"):
-        run_folds(load_config(config, ["data.folds=9", "data.fold=all"]), tmp_path / "tiny")
+        run_folds(Run(tmp_path / "tiny", load_config(config, ["data.folds=9", "data.fold=all"])))
     with pytest.raises(ConfigError, match="folds is 0, fold all"):
         load_config(config, ["data.fold=all"])
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "fold2")
     with pytest.raises(WeightsError, match="fold2"):
-        load_members(load_run(copy), copy)
+        load_members(Run.open(copy))
 
 
 def test_what_a_crossvalidation_is(config):
-    assert is_crossvalidation(load_config(config, ["data.folds=3", "data.fold=all"]))
-    assert not is_crossvalidation(load_config(config, ["data.folds=3", "data.fold=1"]))
+    assert load_config(config, ["data.folds=3", "data.fold=all"]).is_crossvalidation
+    assert not load_config(config, ["data.folds=3", "data.fold=1"]).is_crossvalidation
 
 
 def test_interval_of_single_cases_is_that_of_the_paired_test():

@@ -12,9 +12,10 @@ from medi3d.engine.precision import Precision
 from medi3d.engine.settings import TrainingSettings
 from medi3d.engine.state import TrainingState, read_checkpoint
 from medi3d.errors import ConfigError
-from medi3d.experiment.building import make_network, make_task
 from medi3d.experiment.config import load_config
+from medi3d.experiment.run import Run
 from medi3d.experiment.strategies import TuningSettings, parameter_groups
+from medi3d.experiment.tasks import make_network, make_task
 from medi3d.models.artifact import save_artifact
 from medi3d.models.encoders import create_encoder
 from medi3d.models.norms import VolumeNorm, batch_norms, convert_norms
@@ -166,7 +167,7 @@ def test_a_run_with_unfreezing_moves_only_what_is_thawed(config, artifact, tmp_p
     experiment = tuned(config, artifact, "tuning.unfreeze=1.0", "training.steps=2")
     first = make_network(experiment, make_task(experiment)).state_dict()
     deepest = {f"encoder.{name}" for name in stages(encoder_of())[-1]}
-    run_training(experiment, tmp_path / "run")
+    run_training(Run(tmp_path / "run", experiment))
     last = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["network"]
     moved = {key for key in first if key.startswith("encoder") and not torch.equal(first[key], last[key])}
     weights = {key for key in moved if "running" not in key and "tracked" not in key}
@@ -179,7 +180,7 @@ def test_a_run_with_unfreezing_moves_only_what_is_thawed(config, artifact, tmp_p
 @pytest.mark.parametrize("policy", ["keep", "recalibrate", "freeze", "instance", "group"])
 def test_every_policy_trains_and_leaves_its_drift(config, artifact, tmp_path, policy):
     experiment = tuned(config, artifact, f"tuning.batchnorm={policy}", "training.steps=1")
-    run_training(experiment, tmp_path / "run")
+    run_training(Run(tmp_path / "run", experiment))
     with (tmp_path / "run" / "drift.csv").open() as file:
         rows = list(csv.DictReader(file))
     measured = ["loaded"] if policy in ("keep", "freeze") else ["loaded", policy]
@@ -199,13 +200,13 @@ def test_every_policy_trains_and_leaves_its_drift(config, artifact, tmp_path, po
 def test_a_resumed_run_pulls_to_the_same_start(config, artifact, tmp_path):
     options = ["tuning.l2_sp=1.0", "tuning.batchnorm=recalibrate", "training.steps=4"]
     experiment = tuned(config, artifact, *options)
-    run_training(experiment, tmp_path / "whole")
+    run_training(Run(tmp_path / "whole", experiment))
     half = tmp_path / "half"
     with pytest.MonkeyPatch.context() as patch:
         with_handler(patch, Events.ITERATION_STARTED(once=4), kill)
         with pytest.raises(KeyboardInterrupt):
-            run_training(experiment, half)
-    run_training(experiment, half, resume=True)
+            run_training(Run(half, experiment))
+    run_training(Run(half, experiment), resume=True)
     whole = read_checkpoint(tmp_path / "whole" / "checkpoints" / "last.pt")["network"]
     again = read_checkpoint(half / "checkpoints" / "last.pt")["network"]
     assert all(torch.equal(value, again[key]) for key, value in whole.items())
@@ -235,4 +236,4 @@ def test_what_needs_pretrained_weights_is_refused_without(config, artifact, opti
 
 def test_an_encoder_without_batch_norm_has_none_to_freeze(config, tmp_path):
     with pytest.raises(ConfigError, match="has no batch norm"):
-        run_training(load_config(config, ["tuning.batchnorm=freeze"]), tmp_path / "run")
+        run_training(Run(tmp_path / "run", load_config(config, ["tuning.batchnorm=freeze"])))

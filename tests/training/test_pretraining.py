@@ -13,9 +13,10 @@ from safetensors import safe_open
 from medi3d.cli.entry import main
 from medi3d.engine.state import read_checkpoint
 from medi3d.errors import ConfigError, DataError
-from medi3d.experiment.building import make_network, make_task
-from medi3d.experiment.config import load_config, load_run
+from medi3d.experiment.config import load_config
+from medi3d.experiment.run import Run
 from medi3d.experiment.samples import prepare_data
+from medi3d.experiment.tasks import make_network, make_task
 from medi3d.models.artifact import load_artifact, read_description
 from medi3d.models.encoders import create_encoder
 from medi3d.models.networks import create_segmenter
@@ -52,7 +53,7 @@ def pretrained(cohort, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     config = folder / "tiny.yaml"
     config.write_text(CONFIG.format(root=cohort))
-    return folder / "run", run_training(pretraining(cohort, config), folder / "run")
+    return folder / "run", run_training(Run(folder / "run", pretraining(cohort, config)))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_loss_falls(cohort, config, tmp_path, kind, head, monkeypatch):
     with_handler(
         monkeypatch, Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"])
     )
-    facts = run_training(pretraining(cohort, config, kind, steps), tmp_path / "run")
+    facts = run_training(Run(tmp_path / "run", pretraining(cohort, config, kind, steps)))
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:4])
     assert ("dice" if kind == "synthetic" else "explained") in facts
 
@@ -108,7 +109,7 @@ def test_the_contract_of_the_first_weights_is_kept(cohort, config, tmp_path, mon
     lite = "timm:tf_efficientnet_lite0"
     network = [f"network.source={lite}", "network.weights=imagenet/efficientnet-lite0", "network.levels=2"]
     experiment = pretraining(cohort, config, overrides=[*network, "training.steps=1"])
-    path = run_training(experiment, tmp_path / "run")["artifact"]
+    path = run_training(Run(tmp_path / "run", experiment))["artifact"]
     whole = create_encoder(path)
     for read in (True, False):
         filled = create_encoder(lite, weights=f"file:{path}", levels=2, read_weights=read)
@@ -129,9 +130,9 @@ def test_a_stopped_pretraining_ends_with_the_same_artifact(cohort, config, tmp_p
     with pytest.MonkeyPatch.context() as patch:
         with_handler(patch, Events.ITERATION_STARTED(once=4), kill)
         with pytest.raises(KeyboardInterrupt):
-            run_training(experiment, tmp_path / "run")
+            run_training(Run(tmp_path / "run", experiment))
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 2
-    facts = run_training(experiment, tmp_path / "run", resume=True)
+    facts = run_training(Run(tmp_path / "run", experiment), resume=True)
     tensors = []
     for path in (facts["artifact"], pretrained[1]["artifact"]):
         with safe_open(path, framework="pt") as file:
@@ -145,7 +146,7 @@ def test_it_starts_from_other_weights(cohort, config, tmp_path, pretrained):
     network = make_network(experiment, make_task(experiment))
     first = load_artifact(pretrained[1]["artifact"]).network.state_dict()
     assert all(torch.equal(v, first[k]) for k, v in network.encoder.network.state_dict().items())
-    facts = run_training(experiment, tmp_path / "run")
+    facts = run_training(Run(tmp_path / "run", experiment))
     origin = read_description(facts["artifact"])["weights"]["pretraining"]["started_from"]
     assert origin["pretraining"]["pretext"]["kind"] == "masked"
 
@@ -159,7 +160,7 @@ def test_validation_cases_are_never_seen(cohort, config, pretrained, tmp_path):
     with pytest.raises(DataError, match="was pretrained on this validation case"):
         check_unseen(target, data.training)
     with pytest.raises(DataError, match="was pretrained on this validation case"):
-        run_training(target, tmp_path / "judged", split="training")
+        run_training(Run(tmp_path / "judged", target), split="training")
     with pytest.raises(ConfigError, match="an artifact has its weights, and strategy original wants none"):
         make_network(dataclasses.replace(target, strategy="original"), make_task(target))
 
@@ -184,7 +185,7 @@ def test_a_validation_sample_is_the_same_each_time(cohort, config):
 )
 def test_refusals(cohort, config, tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
-        run_training(pretraining(cohort, config, overrides=[override]), tmp_path / "run")
+        run_training(Run(tmp_path / "run", pretraining(cohort, config, overrides=[override])))
 
 
 def test_the_excluded_config_must_be_of_the_cohort(cohort, config):
@@ -203,7 +204,7 @@ def test_the_command(cohort, config, tmp_path, monkeypatch, capsys):
     assert caught.value.code == 0
     facts = json.loads((tmp_path / "x.json").read_text())
     assert facts["sha256"] in capsys.readouterr().out
-    assert load_run(tmp_path / "pre").task == "pretraining"
+    assert Run.open(tmp_path / "pre").experiment.task == "pretraining"
     monkeypatch.setattr(sys, "argv", ["medi3d", "pretrain", str(config)])
     with pytest.raises(SystemExit):
         main()

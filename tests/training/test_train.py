@@ -15,8 +15,8 @@ from medi3d.cli.entry import main
 from medi3d.engine.state import read_checkpoint
 from medi3d.errors import ConfigError, DataError, WeightsError
 from medi3d.evaluation.evaluate import run_evaluation, summary
-from medi3d.experiment.config import load_config, load_run
-from medi3d.experiment.run_folder import check_folder
+from medi3d.experiment.config import load_config
+from medi3d.experiment.run import Run
 from medi3d.training.train import run_training
 
 
@@ -33,7 +33,7 @@ def run(cohort, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     path = folder / "tiny.yaml"
     path.write_text(CONFIG.format(root=cohort))
-    run_training(load_config(path), folder / "tiny")
+    run_training(Run(folder / "tiny", load_config(path)))
     return folder / "tiny"
 
 
@@ -67,17 +67,17 @@ def test_tables_have_a_row_per_validation_and_per_case_and_label(run):
 
 def test_a_run_can_be_repeated_from_its_folder(run, config, tmp_path):
     again = tmp_path / "again"
-    run_training(load_run(run), again)
+    run_training(Run(again, Run.open(run).experiment))
     one, other = (read_checkpoint(folder / "checkpoints" / "last.pt") for folder in (run, again))
     assert all(torch.equal(value, other["network"][key]) for key, value in one["network"].items())
 
 
 def test_evaluation_of_another_split(run):
-    rows = run_evaluation(load_run(run), run, "training")
+    rows = run_evaluation(Run.open(run), "training")
     assert len(rows) == 5 * 2
     assert set(summary(rows)) == {"low", "high", "mean"}
     with pytest.raises(DataError, match="no labelled case in split 'test'"):
-        run_evaluation(load_run(run), run, "test")
+        run_evaluation(Run.open(run), "test")
 
 
 def test_commands_tell_what_they_did(run, cohort, tmp_path, monkeypatch, capsys):
@@ -103,35 +103,35 @@ def test_the_report_needs_no_other_file(run):
 
 
 def test_a_run_is_not_overwritten(run, config):
-    with pytest.raises(ConfigError, match="holds a run already; go on with --resume"):
-        run_training(load_run(run), run)
+    with pytest.raises(ConfigError, match="holds a run already; resume it with --resume"):
+        run_training(Run.open(run))
     with pytest.raises(ConfigError, match=r"started with training.steps: 4, not 5; resume with the config"):
-        run_training(load_config(config, ["training.steps=5"]), run, resume=True)
+        run_training(Run(run, load_config(config, ["training.steps=5"])), resume=True)
 
 
 def test_a_run_that_is_older_than_a_setting_can_be_resumed(run):
-    experiment, path = load_run(run), run / "config.yaml"
+    opened, path = Run.open(run), run / "config.yaml"
     given, text = OmegaConf.load(path), path.read_text()
     del given.training["min_gain"]
     OmegaConf.save(given, path)
-    check_folder(experiment, run, run / "checkpoints" / "last.pt", resume=True)
+    opened.check(resume=True)
     path.write_text(text)
 
 
 def test_a_finished_run_resumes_to_what_it_was(run):
     before = json.loads(json.dumps(rows_of(run / "metrics.csv")))
-    run_training(load_run(run), run, resume=True)
+    run_training(Run.open(run), resume=True)
     assert rows_of(run / "metrics.csv") == before
 
 
 def test_a_damaged_checkpoint_is_one_clear_line(run, config, tmp_path):
     experiment = load_config(config)
     folder = tmp_path / "damaged"
-    run_training(experiment, folder)
+    run_training(Run(folder, experiment))
     checkpoint = folder / "checkpoints" / "last.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="damaged or no checkpoint"):
-        run_training(experiment, folder, resume=True)
+        run_training(Run(folder, experiment), resume=True)
 
 
 def killed_then_resumed(config, runs, steps):
@@ -161,7 +161,7 @@ def killed_then_resumed(config, runs, steps):
 def test_a_killed_run_ends_as_one_that_was_never_stopped(config, tmp_path):
     at = killed_then_resumed(config, tmp_path / "killed", 24)
     assert 0 < at < 24
-    run_training(load_config(config, ["training.steps=24"]), tmp_path / "whole")
+    run_training(Run(tmp_path / "whole", load_config(config, ["training.steps=24"])))
     one, other = (
         read_checkpoint(folder / "checkpoints" / "last.pt")["network"]
         for folder in (tmp_path / "killed" / "tiny", tmp_path / "whole")
@@ -176,7 +176,7 @@ def test_two_processes_end_with_the_loss_of_one(config, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best validation score") == 1
-    run_training(load_config(config), tmp_path / "alone")
+    run_training(Run(tmp_path / "alone", load_config(config)))
     tables = (rows_of(tmp_path / run / "metrics.csv") for run in ("tiny", "alone"))
     for two, one in zip(*tables, strict=True):
         assert two["step"] == one["step"]
@@ -186,18 +186,18 @@ def test_two_processes_end_with_the_loss_of_one(config, tmp_path):
 
 def test_a_budget_of_cpu_seconds_ends_a_run_with_a_validation(config, tmp_path):
     overrides = ["training.steps=100000", "training.cpu_seconds=1.5", "training.validate_every=100000"]
-    last = run_training(load_config(config, overrides), tmp_path / "run")
+    last = run_training(Run(tmp_path / "run", load_config(config, overrides)))
     assert last["training_cpu_seconds"] >= 1.5
     assert last["step"] < 1000
     assert last["lr_rest"] == pytest.approx(0, abs=1e-4)
-    assert run_training(load_config(config, overrides), tmp_path / "run", resume=True) == last
+    assert run_training(Run(tmp_path / "run", load_config(config, overrides)), resume=True) == last
 
 
 def test_a_plateau_ends_a_run_and_a_resumed_one_at_the_same_step(config, tmp_path):
     plateau = ["training.schedule=plateau", "training.patience=1", "training.min_gain=1", "training.steps=50"]
     experiment = load_config(config, [*plateau, "training.validate_every=4"])
-    last = run_training(experiment, tmp_path / "run")
+    last = run_training(Run(tmp_path / "run", experiment))
     assert last["step"] == 8 + 2  # flat at the second validation, then a quarter of the steps again
     checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
     assert checkpoint["flat_at"] == 8
-    assert run_training(experiment, tmp_path / "run", resume=True) == last
+    assert run_training(Run(tmp_path / "run", experiment), resume=True) == last

@@ -1,0 +1,203 @@
+"""A run folder as a value. What the files in a run folder are called is said here and nowhere else."""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from medi3d.datasets.images.settings import VolumeSettings
+from medi3d.engine.environment import describe
+from medi3d.errors import ConfigError, DataError
+from medi3d.experiment.config import load_config
+from medi3d.experiment.settings import Experiment, segmentation_of
+from medi3d.files import written_aside
+
+CONFIG, ENVIRONMENT, REPORT, PLOTS = "config.yaml", "environment.json", "report.html", "plots"
+LARGEST = "postprocessing.json"
+
+WITHOUT_EFFECT = ("training.workers", "training.cache_gb")
+"""Keys that a resumed run may change, since they do not affect the result."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and the experiment in it. All paths follow the folder, wherever it lies.
+
+    Attributes:
+        folder: the run folder; it need not exist yet.
+        experiment: what is, or was, trained there.
+    """
+
+    folder: Path
+    experiment: Experiment
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Run":
+        """The run in `folder`, with the experiment as it was resolved when the run started.
+
+        Raises:
+            ConfigError: there is no run in `folder`, or its config is damaged.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file():
+            raise ConfigError(f"{folder}: no run here (no {CONFIG}); train first, or give the run's folder")
+        return cls(folder, load_config(folder / CONFIG))
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.folder / CONFIG
+
+    @property
+    def environment(self) -> Path:
+        """Versions and devices, as JSON."""
+        return self.folder / ENVIRONMENT
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint from which training resumes."""
+        return self.folder / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the highest validation score."""
+        return self.folder / "checkpoints" / "best.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """The table of validations: a row for each."""
+        return self.folder / "metrics.csv"
+
+    @property
+    def drift(self) -> Path:
+        """The table of how far activations of a pretrained encoder are from those on its own data."""
+        return self.folder / "drift.csv"
+
+    @property
+    def summary(self) -> Path:
+        """The table of means over all folds."""
+        return self.folder / "summary.csv"
+
+    @property
+    def log(self) -> Path:
+        """What training reported, with times."""
+        return self.folder / "log.txt"
+
+    @property
+    def plots(self) -> Path:
+        """The folder of pictures."""
+        return self.folder / PLOTS
+
+    @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.folder / REPORT
+
+    @property
+    def encoder(self) -> Path:
+        """The artifact that a pretraining leaves."""
+        return self.folder / "encoder.safetensors"
+
+    @property
+    def largest(self) -> Path:
+        """Which labels keep only their largest component, as JSON."""
+        return self.folder / LARGEST
+
+    @property
+    def finished(self) -> Path:
+        """Marks a fold whose network is trained and scored."""
+        return self.folder / "finished.json"
+
+    @property
+    def traceback(self) -> Path:
+        """Where an unexpected error of a job is kept."""
+        return self.folder / "error.txt"
+
+    def cases(self, split: str = "validation") -> Path:
+        """The table of scores by case, for a split."""
+        return self.folder / ("cases.csv" if split == "validation" else f"cases_{split}.csv")
+
+    @property
+    def members(self) -> tuple["Run", ...]:
+        """The runs whose networks predict together: each fold of a cross-validation, otherwise this run."""
+        if not self.experiment.is_crossvalidation:
+            return (self,)
+        folds: Any = self.experiment
+        return tuple(Run(self.folder / f"fold{k}", folds.for_fold(k)) for k in range(folds.data.folds))
+
+    @property
+    def volumes(self) -> VolumeSettings:
+        """The data settings of a segmentation.
+
+        Raises:
+            ConfigError: the run is of another task.
+        """
+        return segmentation_of(self.experiment, str(self.folder)).data
+
+    def check(self, *, resume: bool, ignored: Collection[str] = ()) -> None:
+        """Refuse a folder that holds a checkpoint, unless its run is this one and is to be resumed.
+
+        Args:
+            resume: whether to continue what is there.
+            ignored: keys that may differ, such as "data.root".
+
+        Raises:
+            ConfigError: the folder holds a run and `resume` is false, or it was started with another config.
+        """
+        if not self.members[0].last.is_file():
+            return
+        if not resume:
+            raise ConfigError(f"{self.folder}: holds a run already; resume it with --resume, or rename yours")
+        defaults = OmegaConf.to_container(OmegaConf.structured(type(self.experiment)))  # of younger keys
+        there = OmegaConf.merge(defaults, OmegaConf.load(self.config))
+        different = _differences(OmegaConf.to_container(there), _as_container(self.experiment))
+        for key in (*WITHOUT_EFFECT, *ignored):
+            different.pop(key, None)
+        if different:
+            key, (old, new) = next(iter(different.items()))
+            raise ConfigError(
+                f"{self.folder}: was started with {key}: {old}, not {new}; "
+                "resume with the config that started it"
+            )
+
+    def start(self) -> None:
+        """Make the folder, with the resolved config and the environment.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        start_folder(self.folder, _as_container(self.experiment), self.last.parent, self.plots)
+
+
+def start_folder(folder: Path, config: Any, *folders: Path) -> None:
+    """Make a folder with `config.yaml` and `environment.json`, and further folders.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    try:
+        for part in (folder, *folders):
+            part.mkdir(parents=True, exist_ok=True)
+        with written_aside(folder / CONFIG) as aside:
+            aside.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+        with written_aside(folder / ENVIRONMENT) as aside:
+            aside.write_text(json.dumps(describe(), indent=2))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror}); give another folder") from error
+
+
+def _differences(one: Any, other: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    """Path of each key whose values differ -> both values."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return {} if one == other else {key: (one, other)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in dict.fromkeys([*one, *other]):
+        found |= _differences(one.get(name), other.get(name), f"{key}.{name}".lstrip("."))
+    return found
+
+
+def _as_container(experiment: Experiment) -> Any:
+    return OmegaConf.to_container(OmegaConf.structured(experiment), resolve=True)

@@ -1,0 +1,109 @@
+"""What each task needs to be trained: one table, by the word under `task` in a config."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from medi3d.axes import to_triple
+from medi3d.datasets.clips.clips import read_clip_list
+from medi3d.engine.pretext import pretext
+from medi3d.engine.task import Task, classification, segmentation
+from medi3d.experiment.pretext_samples import PretextSamples
+from medi3d.experiment.samples import Data, clip_data, volume_data
+from medi3d.experiment.settings import (
+    ClassificationExperiment,
+    Experiment,
+    PretrainingExperiment,
+    SegmentationExperiment,
+)
+from medi3d.experiment.strategies import CONVERSIONS
+from medi3d.models.networks import build_network
+from medi3d.models.norms import convert_norms
+from medi3d.models.pretext import pretext_network
+from medi3d.models.video.registry import of_any_length
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a task needs.
+
+    Attributes:
+        task: experiment -> losses, metrics, names of the classes.
+        network: (settings, number of classes, options) -> the network at its first step.
+        data: experiment -> training and validation samples.
+    """
+
+    task: Callable[[Any], Task]
+    network: Callable[..., nn.Module]
+    data: Callable[[Any], Data]
+
+
+def make_task(experiment: Experiment) -> Task:
+    """The task of an experiment, with the names of its classes."""
+    return NEEDS[experiment.task].task(experiment)
+
+
+def make_network(
+    experiment: Experiment, task: Task, *, pretrained: bool = True, proof: bool = True
+) -> nn.Module:
+    """The network at its first step.
+
+    Args:
+        experiment: with its strategy and seed.
+        task: from `make_task`.
+        pretrained: False leaves pretrained weights unread, for a checkpoint that replaces them all.
+        proof: False leaves out the proof of exactness, for a checkpoint whose training began with it.
+    """
+    if experiment.strategy == "original":
+        experiment = experiment.without_pretraining()
+    torch.manual_seed(experiment.seed)
+    build = NEEDS[experiment.task].network
+    network = build(experiment.network, len(task.classes), read_weights=pretrained, proof=proof)
+    if experiment.tuning.batchnorm in CONVERSIONS:
+        convert_norms(network.encoder, experiment.tuning.batchnorm)  # type: ignore[arg-type]
+    return network
+
+
+def prepare_data(experiment: Experiment) -> Data:
+    """The training and validation samples of an experiment.
+
+    Raises:
+        DataError: the cohort is missing, empty, or lacks labels that the task needs.
+    """
+    return NEEDS[experiment.task].data(experiment)
+
+
+def _segmentation(experiment: SegmentationExperiment) -> Task:
+    patch = to_triple(experiment.data.patch, "data.patch")
+    window = to_triple(experiment.prediction.window or patch, "prediction.window")
+    overlap = experiment.prediction.overlap
+    return segmentation(experiment.data.label_names, window, overlap=overlap, patch=patch)
+
+
+def _classification(experiment: ClassificationExperiment) -> Task:
+    return classification(read_clip_list(experiment.data).classes, of_any_length)
+
+
+def _pretext(experiment: PretrainingExperiment) -> Task:
+    patch = to_triple(experiment.data.patch, "data.patch")
+    return pretext(experiment.pretext, experiment.network.in_channels, patch)
+
+
+def _pretext_data(experiment: PretrainingExperiment) -> Data:
+    samples = PretextSamples(experiment)
+    return Data(*samples.split(), samples.load, samples.change, samples.whole)
+
+
+def _builder(task: str) -> Callable[..., nn.Module]:
+    return lambda settings, classes, **options: build_network(settings, task, classes, **options)
+
+
+NEEDS: dict[str, Needs] = {
+    "segmentation": Needs(_segmentation, _builder("segmentation"), volume_data),
+    "classification": Needs(_classification, _builder("classification"), clip_data),
+    "pretraining": Needs(_pretext, pretext_network, _pretext_data),
+}
+"""Word under `task` in a config -> what it needs; the sections of its config are in `settings.TASKS`."""
