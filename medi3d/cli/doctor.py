@@ -15,7 +15,7 @@ from medi3d.errors import WeightsError
 from medi3d.weights.catalogue import find_weights, list_weights
 
 Finding = dict[str, Any]
-"""Keys "what", "found" and "good" (True, False, or None where it is for the reader to judge)."""
+"""Keys "what", "found" and "good" (True, False, or None: neither)."""
 
 LOW_DISK_GB, LOW_MEMORY_GB = 5, 4
 

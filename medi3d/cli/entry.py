@@ -47,7 +47,7 @@ app.add_typer(weights_app, name="weights")
 
 def main() -> None:
     """Entry point: an expected error ends in one line and exit code 1; `--debug` shows where it came from."""
-    # Threads that wait by spinning cost ten times the CPU where cores are shared; read when torch loads.
+    # Threads that spin while they wait cost ten times the CPU on shared cores; torch reads this on import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv or bool(os.environ.get("MEDI3D_DEBUG"))
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]

@@ -16,16 +16,16 @@ from medi3d.errors import ConfigError
 
 
 def prepare(
-    config: Annotated[Path, typer.Argument(help="A YAML file; data.root is enough, the rest is chosen.")],
+    config: Annotated[
+        Path, typer.Argument(help="A YAML file; data.root is enough, the rest is chosen for you.")
+    ],
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for what is written; prepared/NAME if not given.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: prepared/NAME).")] = None,
     memory: Annotated[
         float | None,
-        typer.Option(min=0.1, help="GB that a training step may take; else as the device allows."),
+        typer.Option(min=0.1, help="Memory limit for a training step, GB (default: what the device has)."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that read.")] = os.cpu_count() or 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that read cases.")] = os.cpu_count() or 1,
     json_file: JsonFile = None,
 ) -> None:
     """Check a cohort, print its fingerprint, choose the rest of its config, and cache its cases.
@@ -41,14 +41,16 @@ def prepare(
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML file, see configs/.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")
+    ] = False,
     runs: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs"),
     json_file: JsonFile = None,
 ) -> None:
-    """Train as a config says; the run is kept in runs/NAME. With torchrun, on many GPUs or machines.
+    """Train the experiment of a config into runs/NAME. With torchrun, on many GPUs or machines.
 
-    With data.folds=5 data.fold=all five networks are trained, in runs/NAME/fold0 and so on, and every case is
-    judged by the one that has not seen it.
+    With data.folds=5 data.fold=all, five networks are trained, in runs/NAME/fold0 and so on, and every case
+    is scored by the fold that held it out.
 
     Example: medi3d train configs/segmentation/hippocampus_i3d.yaml training.steps=200
     """
@@ -71,11 +73,13 @@ def train(
 def pretrain(
     config: Annotated[Path, typer.Argument(help="A YAML file, see configs/pretraining/.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")
+    ] = False,
     runs: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs"),
     json_file: JsonFile = None,
 ) -> None:
-    """Pretrain an encoder on volumes without labels; it is kept as runs/NAME/encoder.safetensors.
+    """Pretrain an encoder on volumes without labels, into runs/NAME/encoder.safetensors.
 
     Example: medi3d pretrain configs/pretraining/i3d_restoration.yaml training.steps=200
     """
@@ -99,9 +103,9 @@ def evaluate(
     ),
     json_file: JsonFile = None,
 ) -> None:
-    """Judge the best network of a run case by case: cases.csv, pictures and report.html.
+    """Score the best network of a run case by case: cases.csv, pictures and report.html.
 
-    Of a run of all folds each case is judged by the one that has not seen it; another split, by all together.
+    For cross-validation, each case is scored by the fold that held it out; other splits by the ensemble.
 
     Example: medi3d evaluate runs/hippocampus_i3d
     """
@@ -131,15 +135,15 @@ def _show_folds(table: list[dict[str, Any]], split: str, json_file: Path | None)
 def compare(
     config: Annotated[Path, typer.Argument(help="A YAML file, see configs/compare/.")],
     overrides: Overrides = None,
-    executor: Annotated[str, typer.Option(help="Who computes the runs: local, or ray.")] = "local",
+    executor: Annotated[str, typer.Option(help="Where to run the jobs: local or ray.")] = "local",
     workers: Annotated[
-        int | None, typer.Option(help="Runs at a time, local; as many as the cores allow.")
+        int | None, typer.Option(help="Runs at a time, with local (default: as many as the cores allow).")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on; finished runs are kept.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue; finished runs are kept.")] = False,
     runs: Annotated[Path, typer.Option(help="Folder of the comparison's folder.")] = Path("runs"),
     json_file: JsonFile = None,
 ) -> None:
-    """Does pretraining help? All arms, seeds and numbers of labels of a config, judged pair by pair.
+    """Train every arm, seed and training-set size, and test each arm against its reference (paired).
 
     Example: medi3d compare configs/compare/hippocampus_small.yaml
     """

@@ -1,4 +1,4 @@
-"""The commands that ask a network about single files: `medi3d classify` and `medi3d features`."""
+"""`medi3d features`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from medi3d.cli.options import JsonFile, Plan, window_of, write_json
 def features(
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="Clips or volumes: files, folders of pictures or slices, or of these."),
+        typer.Argument(help="Clips or volumes: files, folders of pictures or slices, or folders of these."),
     ],
     at: Annotated[
         str, typer.Option(help="A layer such as Mixed_5c; or level1, level2, ...: maps, fine first.")
@@ -19,7 +19,7 @@ def features(
     out: Annotated[Path, typer.Option(help="Folder for NAME.npz of each input.")],
     network: Annotated[
         str | None,
-        typer.Option(help="A run folder, an artifact, or a source; without it the network of --weights."),
+        typer.Option(help="A run folder, an artifact or a source (default: the network of --weights)."),
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="A row of `medi3d weights list`, timm, or file:PATH.")
@@ -28,7 +28,7 @@ def features(
     window: Annotated[
         str | None,
         typer.Option(
-            help="LOW,HIGH in HU to [-1, 1], for CT; else each volume's percentiles. A run has its own."
+            help="CT window LOW,HIGH in HU; default: per-volume percentiles. Not with a run folder."
         ),
     ] = None,
     pooled: Annotated[
@@ -36,7 +36,7 @@ def features(
     ] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Write what a network makes of clips or volumes at one of its layers.
+    """Write a layer's feature maps for clips or volumes.
 
     Each NAME.npz holds "features", float32 (C, D, H, W) or pooled (C,), "input_shape" in voxels or frames and
     pixels, for volumes their "spacing" in mm, and the names of end point, network and weights.

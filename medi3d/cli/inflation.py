@@ -30,15 +30,17 @@ def inflate(
     fps: Fps = None,
     profile: Annotated[
         str | None,
-        typer.Option(help="Kernels over depth: mean (default), centre, factorised, repeat or acs."),
+        typer.Option(
+            help="How kernels are spread over depth: mean (default), centre, factorised, repeat or acs."
+        ),
     ] = None,
     in_channels: InChannels = 1,
     weights: Weights = None,
-    allow_inexact: Annotated[bool, typer.Option(help="Keep a network that failed its proof.")] = False,
+    allow_inexact: Annotated[bool, typer.Option(help="Keep a network even if its proof failed.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the encoder to this .safetensors file.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Inflate a 2D network to 3D, prove it exact, print what was done.
+    """Inflate a 2D network to 3D, prove it exact, print every layer.
 
     Example: medi3d inflate timm:resnet18 --isotropic --out resnet18.safetensors
     """
@@ -94,14 +96,14 @@ def inspect(
     fps: Fps = None,
     in_channels: InChannels = 1,
     size: Annotated[
-        int, typer.Option(min=1, help="Edge of the cube for which operations are counted, voxels.")
+        int, typer.Option(min=1, help="Edge length in voxels of the cube for which operations are counted.")
     ] = 96,
     json_file: JsonFile = None,
 ) -> None:
     """Show stages, kernels, strides, receptive fields, parameters and operations, without weights.
 
     Receptive fields are in voxels, and in mm (--spacing) or ms (--fps). An artifact keeps its own plan; then
-    these two only say what its voxels stand for.
+    these two only give its voxel size.
 
     Example: medi3d inspect timm:resnet18 --spacing 5,1,1
     """

@@ -9,7 +9,7 @@ from medi3d.cli.options import JsonFile, write_json
 
 
 def doctor(json_file: JsonFile = None) -> None:
-    """Tell what works on this machine: versions, devices, operators, memory, disk, weights.
+    """Show what works on this machine: versions, devices, operators, memory, disk, weights.
 
     Example: medi3d doctor
     """
@@ -22,12 +22,14 @@ def doctor(json_file: JsonFile = None) -> None:
 
 
 def quickstart(
-    config: Annotated[Path, typer.Argument(help="A comparison.")] = Path("configs/compare/quickstart.yaml"),
+    config: Annotated[Path, typer.Argument(help="Config of a comparison.")] = Path(
+        "configs/compare/quickstart.yaml"
+    ),
     out: Annotated[Path, typer.Option(help="Folder for runs, masks and page.")] = Path("runs/quickstart"),
-    fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is there already.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard earlier runs and train again.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Show all of it on virtual subjects, in minutes: weights, proof, training, masks, one page.
+    """Run the whole pipeline on virtual subjects in minutes: weights, proof, training, masks, one page.
 
     Example: medi3d quickstart
     """

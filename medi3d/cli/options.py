@@ -1,4 +1,4 @@
-"""Options that several commands share, and what their texts mean."""
+"""Options shared by several commands, and their parsers."""
 
 import json
 import math
@@ -14,20 +14,21 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report 
 Source = Annotated[str, typer.Argument(help="timm:NAME, inception_v1, a 2D source by name, or an artifact.")]
 
 Spacing = Annotated[
-    str | None, typer.Option(help="Voxel size DZ,DY,DX in mm: depth is held back while slices are thick.")
+    str | None, typer.Option(help="Voxel size DZ,DY,DX in mm; thick slices delay strides along depth.")
 ]
 
 Fps = Annotated[
-    float | None, typer.Option("--fps", help="Frames per second of clips: time keeps I3D's pace in ms.")
+    float | None,
+    typer.Option("--fps", help="Frames per second of clips; strides over time keep I3D's pace in ms."),
 ]
 
-Isotropic = Annotated[bool, typer.Option("--isotropic", help="Depth as in-plane; the default.")]
+Isotropic = Annotated[bool, typer.Option("--isotropic", help="Treat depth like the in-plane axes (default).")]
 Plan = Annotated[str | None, typer.Option(help="Kernel plan: isotropic, video, planar, or a YAML file.")]
 InChannels = Annotated[int, typer.Option(help="Channels of the volumes.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/NAME.")]
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key=value in place of the config's, such as training.steps=200.")
+    list[str] | None, typer.Argument(help="key=value to override the config, such as training.steps=200.")
 ]
 
 Weights = Annotated[str | None, typer.Option(help="A row of `medi3d weights list`, timm, or file:PATH.")]
@@ -47,7 +48,7 @@ def plan_of(isotropic: bool, plan: str | None, spacing: str | None, fps: float |
 
 
 def refuse_for_artifact(source: str, **options: Any) -> None:
-    """An artifact brings what these options would choose; one that was given anyway is an error.
+    """Refuse options that an artifact already fixes.
 
     Raises:
         SourceError: naming the option.
@@ -61,7 +62,7 @@ def refuse_for_artifact(source: str, **options: Any) -> None:
 
 
 def refuse_for_run(**options: Any) -> None:
-    """A run brings what these options would choose; one that was given anyway is an error.
+    """Refuse options that a run already fixes.
 
     Raises:
         SourceError: naming the option.
@@ -105,7 +106,7 @@ def whole_triple(text: str, option: str) -> tuple[int, int, int]:
 
 
 def write_json(path: Path | None, content: Any) -> None:
-    """Write strict JSON, aside and then renamed; infinities and NaN, which it lacks, become null."""
+    """Write strict JSON atomically; infinities and NaN, which JSON lacks, become null."""
     if path is None:
         return
     text = json.dumps(_finite(json.loads(json.dumps(content, default=str))), indent=2, allow_nan=False)

@@ -19,22 +19,22 @@ def predict(
         list[Path],
         typer.Argument(help="NIfTI, NRRD or MHA files, folders of a DICOM series, or folders of these."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the masks and predictions.csv.")],
+    out: Annotated[Path, typer.Option(help="Output folder for the masks and predictions.csv.")],
     ensemble: Annotated[
-        list[Path] | None, typer.Option(help="A further run to average with; may be given several times.")
+        list[Path] | None, typer.Option(help="A further run to average with; repeatable.")
     ] = None,
     format: Annotated[
         str, typer.Option(help="same (as the scan), nii, nii.gz, nrrd, mha, or seg: DICOM SEG too.")
     ] = "same",
-    memory: Annotated[float | None, typer.Option(help="GB of main memory to keep below.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict finished scans again.")] = False,
+    memory: Annotated[float | None, typer.Option(help="Memory limit, GB.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Predict again scans whose mask is up to date.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Segment scans with the best network of a run; each mask lies on the grid of its scan.
 
-    A run of all folds is an ensemble of them.
-
-    A run that was stopped goes on: masks that this network made of these very files are kept.
+    The folds of a cross-validation predict as an ensemble. Rerunning skips scans whose mask is up to date.
 
     Example: medi3d predict runs/hippocampus_i3d scan.nii.gz dicom_folder --out masks
     """
@@ -58,7 +58,9 @@ def export(
     to: Annotated[str, typer.Option(help="onnx, torch (read by torch.export.load), or bundle (MONAI's).")],
     out: Annotated[Path, typer.Option(help="The file to write, .onnx or .pt2; a bundle's folder.")],
     size: Annotated[str, typer.Option(help="Depth, height and width of the input, voxels.")] = "64,64,64",
-    dynamic: Annotated[bool, typer.Option("--dynamic", help="Let sizes vary; takes minutes.")] = False,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Accept inputs of any size; takes minutes.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Write a run's best network, or an artifact's encoder, as a file that runs without medi3d.
@@ -97,7 +99,7 @@ def classify(
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     json_file: JsonFile = None,
 ) -> None:
-    """Name the action in a clip. For rows of optical flow it is computed first, about a second a frame.
+    """Name the action in a clip. Optical flow, where the weights need it, takes about a second per frame.
 
     Example: medi3d classify cricket.gif --weights kinetics400/i3d-rgb
     """

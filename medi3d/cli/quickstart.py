@@ -1,7 +1,7 @@
-"""The quickstart: the whole line on virtual subjects, in minutes and without data of one's own.
+"""The quickstart: the whole pipeline on virtual subjects, in minutes, without any data.
 
 Weights, cohort, proof, a small comparison (two networks, each pretrained and from scratch), prediction of a
-held-out subject, one page. What is there from an earlier run is used again.
+held-out subject, one page. Finished steps of an earlier run are reused.
 """
 
 import shutil
@@ -41,19 +41,19 @@ STEPS = 5
 
 
 def run_quickstart(config: Path, folder: Path, *, fresh: bool = False) -> list[dict[str, Any]]:
-    """Do all of it, and say what is done.
+    """Run every step, and report each.
 
     Args:
         config: of a comparison of segmentations.
         folder: of the comparison, the masks and the page.
-        fresh: train again what is there already.
+        fresh: discard earlier runs and train again.
 
     Returns:
         The findings, as in `effects.csv`.
 
     Raises:
-        ConfigError: the config is no comparison of segmentations, or has an error.
-        WeightsError: none of the pretrained weights can be had.
+        ConfigError: the config is not a comparison of segmentations, or has an error.
+        WeightsError: none of the pretrained weights is available.
         DataError: a folder cannot be written.
     """
     begun = time.monotonic()
@@ -104,10 +104,10 @@ def pretrained(comparison: Comparison, resolve: Resolve) -> dict[str, Segmentati
 
 
 def with_weights(comparison: Comparison, resolve: Resolve) -> Comparison:
-    """The comparison, without the groups whose published weights cannot be had.
+    """The comparison without the groups whose published weights are not available.
 
     Raises:
-        WeightsError: that are all of them.
+        WeightsError: none is left.
     """
     there = [name for name, arm in pretrained(comparison, resolve).items() if _has_weights(name, arm)]
     if not there:

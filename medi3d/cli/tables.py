@@ -139,7 +139,7 @@ def _print_findings(title: str, findings: Sequence[Any], score: str) -> None:
     for finding in findings:
         point, effect = finding.point, finding.effect
         table.add_row(
-            f"{point.group}: {point.arm}, {point.strategy}, {finding.labels} labels, {point.budget}",
+            f"{point.group}: {point.arm}, {point.strategy}, {finding.size} labels, {point.budget}",
             f"{100 * finding.arm_score:.1f}",
             f"{100 * effect.mean:+.1f}",
             f"{100 * effect.low:+.1f} to {100 * effect.high:+.1f}",

@@ -1,1 +1,1 @@
-"""`medi3d compare`: which pretraining transfers, on whose data, with how many labels."""
+"""`medi3d compare`: which pretraining transfers, on whose data, with how many labelled cases."""

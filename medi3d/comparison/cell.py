@@ -15,17 +15,17 @@ from medi3d.training.train import run_training
 
 RESULT = "result.json"
 TEXTS = ("case", "label", "predicted")
-"""Columns of the table of scored cases that are no numbers."""
+"""Text columns in the table of case scores."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a complete run came to.
+    """The result of a complete run.
 
     Attributes:
         facts: content of its `result.json`.
         curve: rows of its `metrics.csv`.
-        cases: rows of its table of scored cases; those of `TEXTS` are texts, the others numbers.
+        cases: rows of its table of case scores; columns in `TEXTS` are text, the others numbers.
     """
 
     facts: dict[str, Any]
@@ -33,7 +33,7 @@ class Result:
     cases: list[dict[str, Any]]
 
     def scores(self, key: str) -> dict[str, float]:
-        """Case -> its score in column `key`, mean over its labels where it has several."""
+        """Case -> its score in column `key`, averaged over its labels."""
         found: dict[str, list[float]] = {}
         for row in self.cases:
             found.setdefault(row["case"], []).append(row[key])
@@ -52,13 +52,13 @@ def run_cell(cell: Cell, cells: Path) -> str | None:
     """Train and score, resuming an earlier attempt; a complete run is left alone.
 
     Returns:
-        None, or in one line why it failed.
+        None, or one line that says why it failed.
     """
     if is_complete(cell, cells):
         return None
     run = cell.run(cells)
     try:
-        # The list of cases moves with the comparison; that it is the same list is in the cell's digest.
+        # The list of cases moves with the comparison; the cell's digest proves that it is the same list.
         last = run_training(run, resume=True, split=cell.split, moved=["data.root"])
     except Medi3dError as error:
         return " ".join(str(error).split())
@@ -87,7 +87,7 @@ def read_result(cell: Cell, cells: Path) -> Result:
 
 
 def _read_cases(path: Path) -> list[dict[str, Any]]:
-    # Not by read_table: a case named 010 is not the number ten.
+    # Not by read_table, which would turn a case named 010 into the number 10.
     with path.open(newline="") as file:
         return [
             {name: cell if name in TEXTS else float(cell or "nan") for name, cell in row.items()}

@@ -1,4 +1,4 @@
-"""A comparison from its config to its report: the grid computed, gathered, judged and told."""
+"""A comparison from its config to its report: train the grid, collect results, test differences, report."""
 
 import fcntl
 import time
@@ -31,28 +31,30 @@ def run_comparison(
     resume: bool = False,
     report: Callable[[Results, Path], object] = write_comparison,
 ) -> Results:
-    """Compute what is missing of a grid, and write tables and report.
+    """Run the missing cells of a grid, then write tables and report.
 
     Args:
         comparison: what to compare.
         resolve: parts of a config -> experiment, from `load_comparison`.
         folder: of the comparison.
         executor: computes runs.
-        resume: go on with what `folder` holds; a grid may have grown since.
+        resume: continue the comparison in `folder`; its grid may have grown.
         report: writes the report, given the results and `folder`.
 
     Returns:
-        What came out; `failed` names the runs that could not be done.
+        The results; `failed` names the runs that failed.
 
     Raises:
-        ConfigError: the comparison cannot be made as it is described, `folder` holds one already and
-            `resume` is false, or another process works in it.
+        ConfigError: the grid is contradictory, `folder` holds a comparison already and `resume` is false, or
+            another process is working in it.
         DataError: the cohort is damaged, or `folder` cannot be written.
     """
     grid = Grid(comparison, resolve, folder)
     cells_folder = folder / "cells"
     if cells_folder.is_dir() and any(cells_folder.iterdir()) and not resume:
-        raise ConfigError(f"{folder}: holds a comparison already; go on with --resume, or take another name")
+        raise ConfigError(
+            f"{folder}: holds a comparison already; resume it with --resume, or choose another name"
+        )
     with _alone_in(folder):
         base = OmegaConf.to_container(OmegaConf.structured(grid.base))
         start_folder(folder, asdict(comparison) | {"base": base})
@@ -69,7 +71,7 @@ def run_comparison(
 def _search(
     grid: Grid, folder: Path, executor: Executor
 ) -> tuple[dict[tuple[Point, float], float], dict[str, str]]:
-    """(Point, learning rate) -> score on the tuning cases; and the runs that failed."""
+    """(Point, learning rate) -> score on the tuning cases; and the failed runs."""
     cells = grid.search_cells()
     failed = _compute(cells.values(), folder, executor, "search for learning rates")
     done = {key: cell for key, cell in cells.items() if cell.id not in failed}
@@ -77,7 +79,7 @@ def _search(
 
 
 def best_rates(searched: Mapping[tuple[Point, float], float]) -> Rates:
-    """The learning rate with the highest score for each arm and strategy; of equals the lower one."""
+    """The learning rate with the highest score for each arm and strategy; the lower one wins a tie."""
     best: dict[tuple[str, str, str], tuple[float, float]] = {}
     for (point, rate), score in searched.items():
         best[point.series] = max(best.get(point.series, (-1.0, 0.0)), (score, -rate))
@@ -94,7 +96,7 @@ def gather(grid: Grid, cells: Mapping[Point, Cell], rates: Rates, failed: Mappin
 
 
 def _compute(cells: Iterable[Cell], folder: Path, executor: Executor, title: str) -> dict[str, str]:
-    """Run the cells that are not complete; gives id -> why for those that failed."""
+    """Run the incomplete cells; returns id -> reason for those that failed."""
     unique = list({cell.digest: cell for cell in cells}.values())
     waiting = [cell for cell in unique if not is_complete(cell, folder)]
     if not waiting:
@@ -112,7 +114,7 @@ def _compute(cells: Iterable[Cell], folder: Path, executor: Executor, title: str
 
 @contextmanager
 def _progress(title: str, total: int, done: int) -> Iterator[Any]:
-    """A bar over all runs with the time left; where there is no terminal, a line for each run that ends."""
+    """A progress bar with the time left; without a terminal, a line for each finished run."""
     begun, first = time.monotonic(), done
     columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -140,7 +142,7 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Two processes that compute one grid would write into the same runs."""
+    """Lock the folder: two processes on one grid would write into the same runs."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
@@ -150,5 +152,5 @@ def _alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"{folder}: another process computes this comparison just now") from error
+            raise ConfigError(f"{folder}: another process is running this comparison") from error
         yield

@@ -1,4 +1,4 @@
-"""Where the runs of a comparison are computed: in processes of this machine, or by Ray."""
+"""Where the runs of a comparison execute: in local processes, or on Ray."""
 
 import multiprocessing
 import os
@@ -17,27 +17,27 @@ from medi3d.errors import ConfigError
 from medi3d.processes import watch_parent
 
 ATTEMPTS = 3
-"""How often a run is begun again whose process was lost."""
+"""Attempts at a run whose process dies."""
 
 Outcome = tuple[Cell, str | None]
-"""A run that ended, and None or the line that says why it failed."""
+"""A finished run, and None or one line that says why it failed."""
 
 Executor = Callable[[Sequence[Cell], Path], Iterator[Outcome]]
-"""(Runs, folder in which each has its own) -> outcomes, in the order in which they end."""
+"""(Runs, their parent folder) -> outcomes, in the order of completion."""
 
 LOST = f"its process was lost {ATTEMPTS} times: out of memory?"
 
 
 def local_workers(threads: int) -> int:
-    """As many as there are GPUs, or as the cores give `threads` to each."""
+    """One worker per GPU; without GPUs, one per `threads` cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return torch.cuda.device_count() or max(1, cores // threads)
 
 
 class LocalExecutor:
-    """Processes of this machine, `workers` at a time, each with the threads that its run asks for.
+    """Local processes, `workers` at a time, each with the number of threads that its run asks for.
 
-    A run whose process is lost is started again; it resumes from its last checkpoint.
+    A run whose process dies is restarted from its last checkpoint.
     """
 
     def __init__(self, workers: int | None = None, run: Callable[[Cell, Path], str | None] = run_cell):
@@ -50,7 +50,7 @@ class LocalExecutor:
         queue, lost = deque(cells), Counter[str]()
         count = min(len(cells), self.workers or local_workers(cells[0].threads)) if cells else 0
         idle = deque(range(count))
-        # A pool for each worker: the loss of one does not take the others' runs along.
+        # One pool per worker, so that a crash does not take other runs with it.
         pools: dict[int, ProcessPoolExecutor] = {}
         running: dict[Future, tuple[int, Cell]] = {}
         try:
@@ -83,7 +83,7 @@ def _pool(threads: int, slot: int) -> ProcessPoolExecutor:
 
 
 def prepare_process(threads: int, slot: int | None = None) -> None:
-    """Make a process ready for runs: silent, with its share of the cores and a GPU, gone with its parent."""
+    """Prepare a worker process: silent, with its share of cores and a GPU, and killed with its parent."""
     import SimpleITK as sitk
 
     console.file = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
@@ -95,9 +95,9 @@ def prepare_process(threads: int, slot: int | None = None) -> None:
 
 
 class RayExecutor:
-    """Ray: the cluster that RAY_ADDRESS or this machine has, or one of its own. All see the same folders.
+    """Ray: the cluster at RAY_ADDRESS or on this machine, otherwise a new one. All nodes share the folders.
 
-    Ray begins a run again whose worker or machine was lost.
+    Ray restarts a run whose worker or machine was lost.
     """
 
     def __init__(self, gpus: float = 0.0):
@@ -128,7 +128,7 @@ class RayExecutor:
 
 
 def _run_on_ray(cell: Cell, folder: Path, directory: Path) -> str | None:
-    os.chdir(directory)  # paths of the config are relative to where the command was given
+    os.chdir(directory)  # paths in the config are relative to the caller's directory
     prepare_process(cell.threads)
     return run_cell(cell, folder)
 
@@ -140,12 +140,12 @@ def make_executor(name: str, workers: int | None, gpus: float) -> Executor:
     """The executor of that name.
 
     Raises:
-        ConfigError: it is unknown or not installed, or cannot take `workers`.
+        ConfigError: it is unknown, not installed, or does not take `workers`.
     """
     if name == "local":
         return LocalExecutor(workers)
     if name == "ray":
         if workers is not None:
-            raise ConfigError("--workers is for the executor local; Ray knows its own")
+            raise ConfigError("--workers is for the executor local; Ray has its own")
         return RayExecutor(gpus)
     raise ConfigError(f"--executor is {name!r}: one of {', '.join(EXECUTORS)}")

@@ -1,4 +1,4 @@
-"""The figures of a comparison that need its tables alone."""
+"""Figures of a comparison drawn from its tables."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ MOST_COLUMNS = 3
 
 
 def plot_effects(results: Results, path: Path) -> Path:
-    """Every finding with its interval, in hundredths, coloured by its verdict; means over labels on top."""
+    """Every finding with its interval, in hundredths, coloured by its verdict; means over sizes on top."""
     findings = [*results.overall, *results.findings]
     figure = Figure(figsize=(10, 1.2 + 0.32 * len(findings)), layout="constrained")
     axes = figure.subplots()
@@ -42,10 +42,10 @@ def plot_label_curves(results: Results, path: Path) -> Path:
     """Score over the number of training cases: mean over seeds and cases, bars are the deviation of seeds."""
 
     def draw(axes: Axes, points: Sequence[Point]) -> None:
-        counts = sorted({point.labels for point in points}, key=lambda count: count or 10**9)
+        counts = sorted({point.size for point in points}, key=lambda count: count or 10**9)
         places = {count: place for place, count in enumerate(counts)}
         for series, same in _by_series(points).items():
-            means = {p.labels: 100 * _seed_means(results, p) for p in same if results.complete_seeds(p)}
+            means = {p.size: 100 * _seed_means(results, p) for p in same if results.complete_seeds(p)}
             if not means:
                 continue
             centre = [values.mean() for values in means.values()]
@@ -60,18 +60,18 @@ def plot_label_curves(results: Results, path: Path) -> Path:
 
 
 def plot_training_curves(results: Results, path: Path, unit: str, words: str) -> Path:
-    """Score on the tuning cases over `unit` of the budget, with the fewest labels; a line for each seed."""
+    """Score on the tuning cases over `unit` of the budget, at the smallest size; a line for each seed."""
 
     def draw(axes: Axes, points: Sequence[Point]) -> None:
-        fewest = min(points, key=lambda point: point.labels or 10**9).labels
-        for series, same in _by_series([p for p in points if p.labels == fewest]).items():
+        fewest = min(points, key=lambda point: point.size or 10**9).size
+        for series, same in _by_series([p for p in points if p.size == fewest]).items():
             label: str | None = series
             for point, result in results.done.items():
                 if replace(point, seed=0, fold=0) in same:
                     look = _look(results, point)
                     scores = [100 * row[results.measure.key] for row in result.curve]
                     at = [row[unit] for row in result.curve]
-                    marker = "" if len(at) > 1 else "o"  # one validation is no line
+                    marker = "" if len(at) > 1 else "o"  # a single validation makes no line
                     axes.plot(at, scores, **look, marker=marker, alpha=0.7, label=label)
                     label = None
         axes.set_xlabel(f"{words} ({fewest or 'all'} labels)")
@@ -81,7 +81,7 @@ def plot_training_curves(results: Results, path: Path, unit: str, words: str) ->
 
 
 def plot_scatter(results: Results, path: Path) -> Path:
-    """Score of each case, mean over seeds: reference across, arm upwards; the fewest labels of each arm."""
+    """Score of each case, mean over seeds: reference on x, arm on y; each arm at its smallest size."""
     chosen: dict[tuple, Finding] = {}
     for finding in results.findings:
         point = finding.point
@@ -99,7 +99,7 @@ def plot_scatter(results: Results, path: Path) -> Path:
         axes.plot([low, high], [low, high], color="black", linewidth=0.8)
         axes.plot(across, upwards, "o", markersize=4, alpha=0.7)
         point = finding.point
-        axes.set_title(f"{point.arm}, {point.strategy}\n{finding.labels} labels, {point.budget}", size=9)
+        axes.set_title(f"{point.arm}, {point.strategy}\n{finding.size} labels, {point.budget}", size=9)
         axes.set_xlabel(finding.reference.arm)
         axes.set_aspect("equal")
     return save_figure(figure, path)
@@ -127,9 +127,9 @@ def _panels(results: Results, draw: Callable[[Axes, Sequence[Point]], None], pat
 
 
 def _by_series(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """Arm and strategy -> their points, in the order of the number of labels."""
+    """Arm and strategy -> their points, by training-set size."""
     found: dict[str, list[Point]] = {}
-    for point in sorted(points, key=lambda point: point.labels or 10**9):
+    for point in sorted(points, key=lambda point: point.size or 10**9):
         found.setdefault(f"{point.arm}, {point.strategy}", []).append(point)
     return dict(sorted(found.items()))
 
@@ -145,4 +145,4 @@ def _look(results: Results, point: Point) -> dict[str, Any]:
 
 def _words(finding: Finding) -> str:
     point = finding.point
-    return f"{point.group}: {point.arm}, {point.strategy}, n = {finding.labels}, {point.budget}"
+    return f"{point.group}: {point.arm}, {point.strategy}, n = {finding.size}, {point.budget}"

@@ -12,22 +12,21 @@ from medi3d.evaluation.statistics import Effect
 
 @dataclass(frozen=True)
 class Finding:
-    """One arm against the reference of its group, at one strategy, number of labels and budget.
+    """One arm against the reference of its group, at one strategy, training-set size and budget.
 
     Attributes:
-        point: where in the grid; its seed and fold are those of the first run, and mean nothing. With
-            `over` its number of labels means nothing either.
+        point: place in the grid; its seed and fold are those of the first run and carry no meaning, nor
+            does its size where `over` is given.
         reference: the same for the reference.
-        effect: of the score, arm minus reference; its cases are the measure's units.
+        effect: difference of the scores, arm minus reference; its cases are the measure's units.
         arm_score: mean over seeds and cases.
         reference_score: the same of the reference.
-        seed_spread: deviation of the reference's mean score between seeds; NaN with one seed.
+        seed_spread: standard deviation of the reference's mean score over seeds; NaN with one seed.
         p_holm: the Wilcoxon p-value, corrected for all findings of the comparison.
         speed: unit -> budget at which the arm first reached the reference's final score on the tuning
-            cases, as a share of what the reference took for all its training; median over runs, infinity:
-            never.
+            cases, as a fraction of the reference's whole budget; median over runs; infinity: never.
         measure: what is scored.
-        over: numbers of labels over which all this is the mean; empty: for that of `point` alone.
+        over: training-set sizes that are averaged; empty: that of `point` alone.
     """
 
     point: Point
@@ -42,11 +41,11 @@ class Finding:
     over: tuple[int, ...] = ()
 
     @property
-    def labels(self) -> int | str:
-        """The number of labels, in words where it is not one number."""
+    def size(self) -> int | str:
+        """Number of labelled training cases; in words for several sizes."""
         if self.over:
             return f"mean of {', '.join(str(number or 'all') for number in self.over)}"
-        return self.point.labels or "all"
+        return self.point.size or "all"
 
     def row(self) -> dict[str, Any]:
         """A row of `effects.csv`, or of `overall.csv`."""
@@ -55,7 +54,7 @@ class Finding:
             "group": point.group,
             "arm": point.arm,
             "strategy": point.strategy,
-            "labels": self.labels,
+            "labels": self.size,
             "budget": point.budget,
             "reference": self.reference.arm,
             self.measure.key: self.arm_score,

@@ -1,4 +1,4 @@
-"""From a comparison to its runs: every point of the grid, each with the run that stands behind it."""
+"""The grid of a comparison: every point, and the run that computes it."""
 
 import hashlib
 import json
@@ -24,19 +24,19 @@ Scored = SegmentationExperiment | ClassificationExperiment
 """Experiments whose runs are scored case by case."""
 
 GENERATION = 1
-"""Raised when a change of the code makes finished runs incomparable with new ones."""
+"""Increased when a code change makes old runs incomparable with new ones."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. Two points that ask for the same run share it.
+    """One run. Points that need the same run share it.
 
     Attributes:
         id: name of its folder.
-        digest: SHA-256 of all that its result follows from.
-        experiment: what is trained; `data.root` is the list of its cases.
+        digest: SHA-256 of everything that determines its result.
+        experiment: what is trained; `data.root` is a list of its cases.
         parts: these cases.
-        split: the split that judges it.
+        split: the split on which it is scored.
         threads: of its process.
     """
 
@@ -59,14 +59,14 @@ class Point:
     group: str
     arm: str
     strategy: str
-    labels: int
+    size: int
     seed: int
     fold: int
     budget: str
 
     @property
     def series(self) -> tuple[str, str, str]:
-        """Group, arm and strategy: what has one learning rate."""
+        """Group, arm and strategy, which share a learning rate."""
         return self.group, self.arm, self.strategy
 
 
@@ -83,7 +83,7 @@ class Grid:
         folder: of the comparison; each run has a folder in `cells`, and its list of cases in `cohorts`.
 
     Raises:
-        ConfigError: the base is no segmentation, or an arm changes something that cannot be.
+        ConfigError: the base cannot be compared, or an arm's changes are not a valid config.
         DataError: the cohort cannot be read.
     """
 
@@ -92,37 +92,37 @@ class Grid:
         base = resolve([comparison.changes])
         base = _scored(base)
         folds = range(comparison.folds) if comparison.folds > 1 else [None]
-        self._folds = [part_cases(base, comparison.tuning, comparison.folds, fold) for fold in folds]
+        self._folds = [part_cases(base, comparison.tuning_cases, comparison.folds, fold) for fold in folds]
         self.base = base
 
     @property
     def subjects(self) -> dict[str, Hashable]:
-        """Case that judges -> the subject, or the scene, that it is of."""
+        """Evaluation case -> its subject, or its scene."""
         return {case.name: case.subject for parts in self._folds for case in parts.evaluation}
 
     def cells(self, rates: Rates) -> dict[Point, Cell]:
-        """Point -> its run, with the learning rates of a search (or none, where they are shared)."""
+        """Point -> its run, with the learning rates that a search found."""
         points = [point for name in self.comparison.groups for point in self._points(name)]
-        # A seed is whole before the next one begins, so that an unfinished grid says something too.
+        # Seed by seed, so that an unfinished grid has complete seeds.
         by_seed = sorted(points, key=lambda point: (point.seed, point.fold))
         cells = {point: self._cell(point, rates.get(point.series)) for point in by_seed}
         first = {cell.digest: cell for cell in reversed(cells.values())}
         return {point: first[cell.digest] for point, cell in cells.items()}
 
     def search_cells(self) -> dict[tuple[Point, float], Cell]:
-        """(Point, learning rate) -> run of the search: first seed, first fold, judged on the tuning cases."""
+        """(Point, learning rate) -> run of the search: first seed, first fold, scored on the tuning cases."""
         search, comparison = self.comparison.search, self.comparison
         if not search.rates:
             return {}
         budget = search.budget or next(iter(comparison.budgets))
-        most = max(comparison.labels, key=lambda count: count or math.inf)
-        labels = most if search.labels is None else search.labels
+        most = max(comparison.sizes, key=lambda count: count or math.inf)
+        size = most if search.size is None else search.size
         seed = comparison.seeds[0]
         series = dict.fromkeys(point.series for name in comparison.groups for point in self._points(name))
         return {
             (point, rate): self._cell(point, rate, split="validation")
             for point, rate in product(
-                (Point(*names, labels, seed, 0, budget) for names in series), search.rates
+                (Point(*names, size, seed, 0, budget) for names in series), search.rates
             )
         }
 
@@ -147,9 +147,9 @@ class Grid:
         budgets = group.budgets or list(comparison.budgets)
         folds = range(comparison.folds)
         for arm in group.arms:
-            places = product(self._strategies(group, arm), group.labels or comparison.labels)
-            for (strategy, labels), seed, fold, budget in product(places, comparison.seeds, folds, budgets):
-                yield Point(name, arm, strategy, labels, seed, fold, budget)
+            places = product(self._strategies(group, arm), group.sizes or comparison.sizes)
+            for (strategy, size), seed, fold, budget in product(places, comparison.seeds, folds, budgets):
+                yield Point(name, arm, strategy, size, seed, fold, budget)
 
     def _strategies(self, group: GroupSettings, arm: str) -> Sequence[str]:
         own = (group.arms[arm] or {}).get("strategy")
@@ -159,7 +159,7 @@ class Grid:
         comparison, group = self.comparison, self.comparison.groups[point.group]
         arm = dict(group.arms[point.arm] or {})
         seed = point.seed + arm.pop("seed_shift", 0)
-        parts = self._folds[point.fold].subset(point.labels, point.seed)
+        parts = self._folds[point.fold].subset(point.size, point.seed)
         changes = [comparison.changes, group.changes, {"training": comparison.budgets[point.budget]}, arm]
         if rate is not None:
             changes.append({"training": {"learning_rate": rate}})
@@ -171,7 +171,7 @@ class Grid:
         experiment = _scored(experiment)
         digest = _digest(experiment, parts, split, comparison.threads)
         fold = f"-f{point.fold}" if comparison.folds > 1 else ""
-        place = f"n{point.labels or 'all'}-s{point.seed}{fold}-{point.budget}"
+        place = f"n{point.size or 'all'}-s{point.seed}{fold}-{point.budget}"
         name = f"{point.group}-{point.arm}-{point.strategy}-{place}-{digest[:8]}"
         listing = self.folder.absolute() / "cohorts" / f"{name}{parts.suffix}"
         data: Any = replace(experiment.data, root=str(listing), folds=0, fold=0)
@@ -200,7 +200,7 @@ def _digest(experiment: Scored, parts: Parts, split: str, threads: int) -> str:
 
 
 def _files(experiment: Experiment) -> list[str]:
-    """Weights and artifacts of the user's own, whose content may change under their name."""
+    """The user's own weights and artifacts, whose content may change under the same name."""
     network = experiment.network
     named = (network.source, (network.weights or "").removeprefix("file:"))
     return [name for name in named if Path(name).is_file()]

@@ -1,4 +1,4 @@
-"""What a comparison scores in each task, and the words for it."""
+"""The score that a comparison uses in each task, and its wording."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ class Measure:
     """unit of differences, in hundredths"""
     axis: str
     case: str
-    """what is scored; several: with an s"""
+    """what is scored, singular; plural with s"""
     unit: str
-    """what varies at random in the intervals: cases of one unit are no new evidence"""
+    """the resampling unit of the intervals: cases of one unit are not independent"""
     head: str
-    """the part of the network that no weights fill"""
+    """the part of the network that starts at random"""
 
 
 MEASURES = {

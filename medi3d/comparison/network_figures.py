@@ -1,4 +1,4 @@
-"""The figures of a comparison that need its networks: cases, filters, and how far training moved them."""
+"""Figures of a comparison that need its networks: cases, filters, and how far training moved them."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ FILTERS = 12
 
 @dataclass(frozen=True)
 class Trained:
-    """One run's network, as it began and as it was kept."""
+    """A run's network, before and after training."""
 
     point: Point
     cell: Cell
@@ -38,7 +38,7 @@ class Trained:
 
     @classmethod
     def load(cls, results: Results, point: Point) -> "Trained":
-        """Build both; the pretrained weights are read again."""
+        """Build both; pretrained weights are read again."""
         cell = results.cells[point]
         before = make_network(cell.experiment, make_task(cell.experiment)).eval()
         return cls(point, cell, before, Predictor.load(cell.run(results.grid.folder / "cells")))
@@ -50,7 +50,7 @@ class Trained:
 
 
 def load_pair(results: Results, finding: Finding) -> tuple[Trained, Trained]:
-    """Reference and arm of a finding, of the first seed and fold that both have."""
+    """Reference and arm of a finding, at the first seed that both have."""
     seeds = results.complete_seeds(finding.point)
     seed = next(seed for seed in seeds if seed in results.complete_seeds(finding.reference))
     points = (replace(point, seed=seed, fold=0) for point in (finding.reference, finding.point))
@@ -148,7 +148,7 @@ def plot_drift(pair: tuple[Trained, Trained], path: Path) -> Path:
 def feature_drift(trained: Trained) -> list[float]:
     """||after - before|| / ||before|| of each encoder level's map, on the first evaluation case.
 
-    Of two streams, the levels of the one after those of the other.
+    With two streams, the levels of one follow those of the other.
     """
     settings, first = trained.cell.experiment.data, trained.cell.parts.evaluation[0]
     if isinstance(settings, ClipSettings):
@@ -163,7 +163,7 @@ def feature_drift(trained: Trained) -> list[float]:
 
 
 def _encoder_maps(network: Any, image: Tensor) -> list[Tensor]:
-    """The maps of the encoder, or of each of several, where the network sees `image` for the first time."""
+    """The maps of each encoder at its first call on `image`."""
     encoders = network.encoder if isinstance(network.encoder, nn.ModuleList) else [network.encoder]
     seen: dict[int, list[Tensor]] = {}
 
@@ -183,7 +183,7 @@ def _encoder_maps(network: Any, image: Tensor) -> list[Tensor]:
 
 
 def norm_shifts(trained: Trained) -> list[float]:
-    """Root mean square, over the channels of each batch norm, of how many deviations its mean moved."""
+    """For each batch norm, the rms over channels of the shift of its mean, in its standard deviations."""
     before: Any = trained.before
     after: Any = trained.after.network
     shifts = []
@@ -197,7 +197,7 @@ def norm_shifts(trained: Trained) -> list[float]:
 
 
 def _centre(image: Tensor, size: list[int]) -> Tensor:
-    """The middle of `(C, D, H, W)`, of that size or less."""
+    """The centre crop of `(C, D, H, W)`, at most `size`."""
     cut = [slice(max(0, (have - want) // 2), None) for have, want in zip(image.shape[1:], size, strict=True)]
     depth, height, width = cut
     return image[:, depth, height, width][:, : size[0], : size[1], : size[2]]

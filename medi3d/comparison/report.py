@@ -1,4 +1,4 @@
-"""A comparison on one page: the answer first, then what it rests on."""
+"""A comparison on one page: the answer first, then the evidence."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -78,18 +78,18 @@ def _figures(results: Results, plots: Path) -> list[Picture]:
         Picture(
             "Differences",
             plot_effects(results, plots / "effects.svg"),
-            "Each arm against its reference; diamonds: over all numbers of labels. "
+            "Each arm against its reference; diamonds: over all training-set sizes. "
             "Green: better, red: worse, grey: no difference seen.",
         ),
         Picture(
-            f"{measure.name} and the number of labels",
+            f"{measure.name} and training-set size",
             plot_label_curves(results, plots / "labels.svg"),
             f"On the {cases} that no training saw; mean over seeds and {cases}, bars: deviation of seeds.",
         ),
         Picture(
             "Training, by steps",
             plot_training_curves(results, plots / "steps.svg", "step", "steps"),
-            f"On the tuning {cases}, with the fewest labels; a line for each seed and fold.",
+            f"On the tuning {cases}, at the smallest training-set size; a line for each seed and fold.",
         ),
         Picture(
             "Training, by compute",
@@ -100,12 +100,12 @@ def _figures(results: Results, plots: Path) -> list[Picture]:
             "Case by case",
             plot_scatter(results, plots / "scatter.svg"),
             f"{measure.name} of each {measure.case}, mean over seeds: above the line the arm is better. "
-            "Fewest labels.",
+            "Smallest training-set size.",
         ),
     ]
     try:
         pair = load_pair(results, shown)
-    except Medi3dError as error:  # weights that were there for the runs may be gone by now
+    except Medi3dError as error:  # the weights may have been removed since the runs
         return [*figures, *_without_networks(error)]
     where = f"{place(shown)}, against {shown.reference.arm}; first seed."
     return [
@@ -147,7 +147,7 @@ def _effect_row(finding: Finding) -> dict[str, Any]:
         "group": point.group,
         "arm": point.arm,
         "strategy": point.strategy,
-        "labels": finding.labels,
+        "labels": finding.size,
         "budget": point.budget,
         "score": f"{100 * finding.arm_score:.1f}",
         "reference": f"{100 * finding.reference_score:.1f}",
@@ -174,15 +174,15 @@ def _cautions(results: Results) -> list[str]:
 
 
 def terms(results: Results) -> list[str]:
-    """What was equal, what was held back, who chose the learning rates: a line each."""
+    """What was equal, what was held out, how learning rates were chosen: a line each."""
     comparison, grid = results.grid.comparison, results.grid
     parts = next(iter(results.cells.values())).parts
     measure, cases = results.measure, f"{results.measure.case}s"
     where = f"in each of {comparison.folds} folds" if comparison.folds > 1 else "the same for all runs"
     lines = [
-        f"{len(parts.evaluation)} {cases} judge, {where}; no training and no choice looks at them.",
-        f"{len(parts.tuning)} further labelled {cases} choose the checkpoint of each run and show when it is "
-        "flat; they come on top of the number of labels.",
+        f"{len(parts.evaluation)} {cases} are held out for scoring, {where}; nothing else uses them.",
+        f"{len(parts.tuning)} further labelled {cases} choose the checkpoint of each run and detect its "
+        "plateau; the training-set size does not count them.",
         f"Seeds {', '.join(map(str, comparison.seeds))}: each draws the training {cases} (nested), "
         f"the {measure.head}'s first weights, the order and augmentation of samples, alike for arm and "
         "reference.",

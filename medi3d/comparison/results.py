@@ -1,4 +1,4 @@
-"""What came out of a comparison: tables of runs, of cases and of effects."""
+"""Results of a comparison: tables of runs, cases and effects."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,12 +24,12 @@ CURVE_UNITS = {"steps": "step", "cpu_seconds": "training_cpu_seconds"}
 
 @dataclass(frozen=True)
 class Results:
-    """A computed grid.
+    """A grid whose runs are done.
 
     Attributes:
-        grid: what was asked.
+        grid: the grid.
         cells: point -> its run.
-        done: point -> what its run came to; failed ones are missing.
+        done: point -> result of its run; failed runs are missing.
         rates: the learning rates that a search chose; empty where they are shared.
         failed: id of a run -> why.
     """
@@ -50,30 +50,29 @@ class Results:
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """All arms but the references, in the order of the config, with corrected p-values."""
+        """All arms but the references, in config order, with corrected p-values."""
         return _corrected(self._finding([point]) for point in self._series())
 
     @cached_property
     def overall(self) -> list[Finding]:
-        """The same over all numbers of labels at once, for arms that have several; corrected by themselves.
+        """The same averaged over training-set sizes, for arms with several; corrected separately.
 
-        The score of a case is its mean over the numbers of labels, so that seeds and cases stay what is
-        drawn anew.
+        The score of a case is its mean over the sizes, so that seeds and cases are what is resampled.
         """
         series: dict[Point, list[Point]] = {}
         for point in self._series():
-            series.setdefault(replace(point, labels=0), []).append(point)
+            series.setdefault(replace(point, size=0), []).append(point)
         return _corrected(self._finding(points) for points in series.values() if len(points) > 1)
 
     @property
     def answer(self) -> str:
-        """The whole comparison in a sentence: over all numbers of labels, where an arm has several."""
-        told = {replace(finding.point, labels=0) for finding in self.overall}
-        single = [finding for finding in self.findings if replace(finding.point, labels=0) not in told]
+        """The whole comparison in a sentence, averaged over training-set sizes."""
+        told = {replace(finding.point, size=0) for finding in self.overall}
+        single = [finding for finding in self.findings if replace(finding.point, size=0) not in told]
         return answer([*self.overall, *single])
 
     def complete_seeds(self, point: Point) -> list[int]:
-        """Seeds for which `point` is done in all folds."""
+        """Seeds whose folds are all done at `point`."""
         comparison = self.grid.comparison
         return [
             seed
@@ -87,7 +86,7 @@ class Results:
         return MEASURES[self.grid.base.task]
 
     def score_table(self, point: Point, seeds: list[int]) -> tuple[np.ndarray, list[str]]:
-        """Scores `(seeds, cases)`, means over the labels if any, and the names of the cases, of all folds."""
+        """Scores `(seeds, cases)` averaged over labels, and the names of the cases, over all folds."""
         tables = []
         for seed in seeds:
             table: dict[str, float] = {}
@@ -98,7 +97,7 @@ class Results:
         return np.array([[table[name] for name in names] for table in tables]), names
 
     def _series(self) -> Iterator[Point]:
-        """A point for each (group, arm, strategy, labels, budget) that is no reference."""
+        """A point for each (group, arm, strategy, size, budget) except references."""
         seen = {replace(point, seed=0, fold=0): None for point in self.cells}
         for point in sorted(seen, key=lambda point: self._order(point)):
             if self.grid.reference_of(point) != point:
@@ -112,11 +111,11 @@ class Results:
             list(comparison.budgets).index(point.budget),
             list(group.arms).index(point.arm),
             ["original", "fixed", "full"].index(point.strategy),
-            point.labels or 10**9,
+            point.size or 10**9,
         )
 
     def _finding(self, points: Sequence[Point]) -> Finding | None:
-        """An arm at one number of labels, or over several; None: no seed is done for all of them."""
+        """An arm at one size, or averaged over several; None: no seed is done for all of them."""
         references = [self.grid.reference_of(point) for point in points]
         complete = [set(self.complete_seeds(point)) for point in (*points, *references)]
         seeds = [seed for seed in self.grid.comparison.seeds if all(seed in done for done in complete)]
@@ -137,7 +136,7 @@ class Results:
                 for unit, column in CURVE_UNITS.items()
             },
             measure=self.measure,
-            over=tuple(point.labels for point in points) if len(points) > 1 else (),
+            over=tuple(point.size for point in points) if len(points) > 1 else (),
         )
 
     def _mean_table(self, points: Sequence[Point], seeds: list[int]) -> tuple[np.ndarray, list[str]]:
@@ -154,7 +153,7 @@ class Results:
 
 
 def _corrected(found: Iterable[Finding | None]) -> list[Finding]:
-    """What was found, with p-values corrected for their number."""
+    """Findings, with p-values corrected for their number."""
     kept = [finding for finding in found if finding is not None]
     corrected = holm([finding.effect.p_value for finding in kept])
     return [replace(finding, p_holm=p) for finding, p in zip(kept, corrected, strict=True)]
@@ -174,4 +173,7 @@ def write_results(results: Results, folder: Path) -> None:
 
 
 def _place(point: Point) -> dict[str, Any]:
-    return asdict(point) | {"labels": point.labels or "all"}
+    row = asdict(point)
+    return {"labels" if key == "size" else key: value for key, value in row.items()} | {
+        "labels": point.size or "all"
+    }

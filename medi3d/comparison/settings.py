@@ -1,4 +1,4 @@
-"""What is compared with what, and on which terms. What a file in `configs/compare/` describes."""
+"""What is compared with what, and under which conditions: a file in `configs/compare/`."""
 
 import re
 from dataclasses import dataclass, field
@@ -15,16 +15,16 @@ Changes = dict[str, Any]
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """Arms, each compared with one of them, the reference. Lists left out are those of the comparison."""
+    """Arms, each compared with the reference arm. Missing lists default to the comparison's."""
 
     reference: str = MISSING
     """name of the arm that the others are compared with"""
     arms: dict[str, Any] = MISSING
-    """name -> what it changes of the base; an arm that says its `strategy` runs with that one alone, and
-    `seed_shift` is added to its seeds (but not to those of the subsets), for a comparison with itself"""
+    """name -> its changes to the base; an arm with a `strategy` runs with that one alone, and `seed_shift` is
+    added to its seeds (but not to those of the subsets), to compare an arm with itself"""
     changes: dict[str, Any] = field(default_factory=dict)
-    """what all arms of this group change of the base"""
-    labels: list[int] | None = None
+    """changes to the base for all arms of this group"""
+    sizes: list[int] | None = None
     strategies: list[str] | None = None
     budgets: list[str] | None = None
     """names of budgets"""
@@ -36,19 +36,19 @@ class SearchSettings:
 
     rates: list[float] = field(default_factory=list)
     """values of training.learning_rate to try; none: all arms share the base's"""
-    labels: int | None = None
-    """training cases in the search; null: the largest number that is compared"""
+    size: int | None = None
+    """training cases in the search; null: the largest size that is compared"""
     budget: str | None = None
     """name of its budget; null: the first"""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The whole grid: every arm × strategy × number of labels × seed × fold × budget is one run.
+    """The whole grid: every arm × strategy × training-set size × seed × fold × budget is one run.
 
-    The base's `data.validation` and `data.split_seed` hold back the cases that judge. No training, no
-    choice of a learning rate or of a checkpoint, and no end of a training looks at them: `tuning` further
-    cases, the same for all runs, are held back for that.
+    The base's `data.validation` and `data.split_seed` hold out the cases that are scored. No training, no
+    choice of a learning rate or of a checkpoint, and no end of a training depends on them: `tuning_cases`
+    further cases, the same for all runs, are held out for that.
 
     Raises:
         ConfigError: a value is not allowed; the message names its key.
@@ -60,37 +60,37 @@ class Comparison:
     """the experiment that all runs vary: a config file, relative to this one, or its content"""
     groups: dict[str, GroupSettings] = MISSING
     budgets: dict[str, Any] = MISSING
-    """name -> what it changes of the section `training`"""
+    """name -> its changes to the section `training`"""
     changes: dict[str, Any] = field(default_factory=dict)
-    """what all runs change of the base"""
-    labels: list[int] = field(default_factory=lambda: [0])
-    """numbers of labelled training cases, nested: the first 4 of a seed are among its first 8; 0: all"""
+    """changes to the base for all runs"""
+    sizes: list[int] = field(default_factory=lambda: [0])
+    """training-set sizes: labelled cases, nested: the first 4 of a seed are among its first 8; 0: all"""
     strategies: list[str] = field(default_factory=lambda: ["full"])
-    """of the arms that do not name theirs"""
+    """for arms that do not name one"""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """each draws the subset of cases, the first weights and the order of samples, for all arms alike"""
     folds: int = 1
-    """1: one part of the cohort judges; k: each of k parts judges once"""
-    tuning: int = 5
-    """cases held back to choose checkpoints and learning rates, and to see when training is flat"""
+    """1: one part of the cohort is held out for scoring; k: each of k parts is held out once"""
+    tuning_cases: int = 5
+    """cases held out to choose checkpoints and learning rates, and to detect a plateau"""
     search: SearchSettings = field(default_factory=SearchSettings)
     threads: int = 1
-    """threads of each run; another number gives slightly other sums, so it belongs to the config"""
+    """threads of each run; the number changes rounding, so it belongs to the config"""
     gpus: float = 0.0
     """GPUs of each run, for the executor ray"""
     notice: str = ""
-    """said first in the report"""
+    """shown first in the report"""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ConfigError(f"name is {self.name!r}: letters, digits, dot, dash and underscore only")
-        for key, least in (("folds", 1), ("tuning", 1), ("threads", 1), ("gpus", 0)):
+        for key, least in (("folds", 1), ("tuning_cases", 1), ("threads", 1), ("gpus", 0)):
             if getattr(self, key) < least:
                 raise ConfigError(f"{key} is {getattr(self, key)}: at least {least}")
-        for key in ("groups", "labels", "seeds", "budgets", "strategies"):
+        for key in ("groups", "sizes", "seeds", "budgets", "strategies"):
             if not getattr(self, key):
                 raise ConfigError(f"{key} is empty: name at least one")
-        _check_lists("", self.labels, self.strategies)
+        _check_lists("", self.sizes, self.strategies)
         _check_distinct("seeds", self.seeds)
         for name, group in self.groups.items():
             self._check_group(f"groups.{name}", group)
@@ -103,16 +103,16 @@ class Comparison:
         for name in (key.split(".", 1)[1], *group.arms, *self.budgets):
             if not re.fullmatch(r"[\w.-]+", name):
                 raise ConfigError(f"{key}: {name!r}: letters, digits, dot, dash and underscore only")
-        _check_lists(f"{key}.", group.labels or [], group.strategies or [])
+        _check_lists(f"{key}.", group.sizes or [], group.strategies or [])
         for budget in group.budgets or []:
             if budget not in self.budgets:
                 raise ConfigError(f"{key}.budgets has {budget!r}: one of {', '.join(self.budgets)}")
 
 
-def _check_lists(prefix: str, labels: list[int], strategies: list[str]) -> None:
-    _check_distinct(f"{prefix}labels", labels)
-    if min(labels, default=0) < 0:
-        raise ConfigError(f"{prefix}labels has {min(labels)}: a number of cases, or 0 for all")
+def _check_lists(prefix: str, sizes: list[int], strategies: list[str]) -> None:
+    _check_distinct(f"{prefix}sizes", sizes)
+    if min(sizes, default=0) < 0:
+        raise ConfigError(f"{prefix}sizes has {min(sizes)}: a number of cases, or 0 for all")
     for strategy in strategies:
         check_strategy(strategy)
 

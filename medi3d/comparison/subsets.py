@@ -1,4 +1,4 @@
-"""Which cases train, tune and judge in one run of a comparison."""
+"""The cases for training, tuning and evaluation in one run of a comparison."""
 
 import json
 from collections import Counter
@@ -20,15 +20,15 @@ from medi3d.files import write_table, written_aside
 
 Item = Case | Clip
 EVALUATION = "evaluation"
-"""Name of the split that judges; no training looks at it."""
+"""Name of the split that is scored; no training uses it."""
 
 TUNING_DRAW, SUBSET_DRAW = 1, 2
-"""Second words of the seeds, so that the draws do not depend on one another."""
+"""Second words of the seeds, which make the draws independent."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Cases of one run; those of one subject never part between training, tuning and evaluation."""
+    """Cases of one run; a subject's cases are never divided between training, tuning and evaluation."""
 
     training: tuple[Item, ...]
     tuning: tuple[Item, ...]
@@ -43,7 +43,7 @@ class Parts:
 
     @property
     def suffix(self) -> str:
-        """Of the list of cases: .csv for clips, .json for volumes."""
+        """Suffix of the list of cases: .csv for clips, .json for volumes."""
         return ".csv" if self.classes else ".json"
 
     def names(self) -> dict[str, list[str]]:
@@ -51,13 +51,13 @@ class Parts:
         return {split: sorted(case.name for case in cases) for split, cases in self.splits.items()}
 
     def subset(self, count: int, seed: int) -> "Parts":
-        """With `count` of the training cases (0: all); a larger count of one seed has those of a smaller.
+        """With `count` of the training cases (0: all); for one seed, larger counts contain smaller ones.
 
         Raises:
             ConfigError: there are fewer.
         """
         if count > len(self.training):
-            raise ConfigError(f"labels has {count}: only {len(self.training)} cases are left for training")
+            raise ConfigError(f"sizes has {count}: only {len(self.training)} cases are left for training")
         generator = np.random.default_rng([seed, SUBSET_DRAW])
         order = _drawn_in_turn([_class_of(case) for case in self.training], generator)
         return replace(self, training=tuple(self.training[index] for index in sorted(order[: count or None])))
@@ -81,40 +81,40 @@ def part_cases(
     folds: int = 1,
     fold: int | None = None,
 ) -> Parts:
-    """All training cases, tuning cases and judging cases of an experiment's cohort or list of clips.
+    """Training, tuning and evaluation cases of an experiment's cohort or list of clips.
 
-    Those judge that its settings hold back, or one of `folds` folds. The tuning cases are drawn from the
-    others by `split_seed`, whole subjects (scenes); of clips as many of each class as can be.
+    Evaluation cases are those that its settings hold out, or one of `folds` folds. Tuning cases are drawn
+    from the others by `split_seed`, whole subjects (scenes) at a time, with classes of clips balanced.
 
     Raises:
-        ConfigError: no case is left to train on or to judge with.
+        ConfigError: no case is left for training or for evaluation.
         DataError: as `split_volumes` and `split_clips`.
     """
     settings = experiment.data if fold is None else replace(experiment.data, folds=folds, fold=fold)
     rest: Sequence[Item]
-    judging: Sequence[Item]
+    evaluation: Sequence[Item]
     classes: tuple[str, ...] = ()
     if isinstance(settings, ClipSettings):
         listed = read_clip_list(settings)
         classes = listed.classes
-        rest, judging = split_clips(listed.clips, settings)
+        rest, evaluation = split_clips(listed.clips, settings)
     else:
-        rest, judging = split_volumes(settings)
-    if not judging:
+        rest, evaluation = split_volumes(settings)
+    if not evaluation:
         key = "validation_groups" if classes else "validation"
-        raise ConfigError(f"data.{key}: no case is held back to judge the runs; hold some back")
+        raise ConfigError(f"data.{key}: no case is held out to score the runs; hold some out")
     held = _draw_subjects(rest, tuning, np.random.default_rng([settings.split_seed, TUNING_DRAW]))
     training = [case for case in rest if case.subject not in held]
     if not training:
-        raise ConfigError(f"tuning is {tuning}: no case is left for training, of {len(rest)}")
+        raise ConfigError(f"tuning_cases is {tuning}: no case is left for training, of {len(rest)}")
     chosen = [case for case in rest if case.subject in held]
-    return Parts(tuple(training), tuple(chosen), tuple(judging), classes)
+    return Parts(tuple(training), tuple(chosen), tuple(evaluation), classes)
 
 
 def _draw_subjects(
     cases: Sequence[Item], count: int, generator: np.random.Generator
 ) -> set[str | tuple[int, str]]:
-    """Subjects drawn until `count` cases are reached; of clips, each class in turn."""
+    """Subjects drawn until `count` cases are reached; with clips, class by class in turn."""
     classes = {case.subject: _class_of(case) for case in cases}
     subjects: list[Any] = sorted(classes)
     chosen: set[str | tuple[int, str]] = set()
@@ -126,7 +126,7 @@ def _draw_subjects(
 
 
 def _drawn_in_turn(classes: Sequence[int], generator: np.random.Generator) -> list[int]:
-    """All indices in random order, but one of each class before the next of any; volumes are all of one."""
+    """All indices in random order, cycling through the classes; volumes have a single class."""
     order = generator.permutation(len(classes)).tolist()
     seen: Counter[int] = Counter()
     rounds = []

@@ -1,4 +1,4 @@
-"""What the intervals of a comparison say, in words."""
+"""The intervals of a comparison in words."""
 
 import math
 import statistics
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 NO_SEEDS = "One seed: the intervals are over cases only, and another seed may turn any of this round."
 MOST_NAMED = 8
-"""Arms that the answer names; of more it gives the number alone."""
+"""The answer names at most this many arms, otherwise it gives their number."""
 
 
 def answer(findings: Sequence["Finding"]) -> str:
-    """In how many comparisons the arm was better, worse, or not seen to differ, and which arms these are."""
+    """How many comparisons found the arm better, worse or no different, and which arms these are."""
     if not findings:
         return "No arm can be compared with its reference yet."
     verdicts = Counter(finding.effect.verdict for finding in findings)
@@ -48,7 +48,7 @@ def answer(findings: Sequence["Finding"]) -> str:
 
 
 def _named(clear: Sequence["Finding"]) -> str:
-    """Which arms they are, where a reader can take them in at once."""
+    """The names of the arms, where they are few."""
     if not 1 < len(clear) <= MOST_NAMED:
         return ""
     parts = []
@@ -63,7 +63,7 @@ def _name(finding: "Finding") -> str:
     where = [
         point.group,
         point.strategy,
-        *([] if finding.over else [f"{finding.labels} labels"]),
+        *([] if finding.over else [f"{finding.size} labels"]),
         point.budget,
     ]
     return f"{point.arm} ({', '.join(where)}) {100 * finding.effect.mean:+.1f}"
@@ -76,13 +76,13 @@ def points(finding: "Finding") -> str:
 
 
 def place(finding: "Finding") -> str:
-    """Where in the grid a finding stands."""
+    """The place of a finding in the grid."""
     point = finding.point
-    return f"{point.group}: {point.arm}, {point.strategy}, {finding.labels} labels, {point.budget}"
+    return f"{point.group}: {point.arm}, {point.strategy}, {finding.size} labels, {point.budget}"
 
 
 def speed(share: float) -> str:
-    """A share of the reference's budget, such as "0.45 ×", or that it never came so far."""
+    """A fraction of the reference's budget, such as "0.45 ×", or that the score was never reached."""
     return f"{share:.2f} ×" if math.isfinite(share) else "never"
 
 

@@ -25,7 +25,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     base["training"] |= {"batch_size": 1}
     base["prediction"]["window"] = [40, 40, 40]
     content = yaml.safe_load((ROOT / "configs" / "compare" / "quickstart.yaml").read_text())
-    content |= {"base": base, "tuning": 1, "budgets": {"short": {"steps": 2}}}
+    content |= {"base": base, "tuning_cases": 1, "budgets": {"short": {"steps": 2}}}
     del content["groups"]["i3d"]  # the weights of the other come as a package
     tiny = VirtualSettings(labelled=3, held_out=1, spacing=8)
     monkeypatch.setattr(quickstart, "VirtualSettings", lambda: tiny)

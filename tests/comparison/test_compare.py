@@ -36,9 +36,9 @@ GRID = {
             "arms": {"plain": {}, "wide": {"network": {"decoder_channels": [8] * 3}}},
         }
     },
-    "labels": [2, 3],
+    "sizes": [2, 3],
     "seeds": [0, 1],
-    "tuning": 1,
+    "tuning_cases": 1,
     "strategies": ["original"],
     "budgets": {"short": {"steps": 2, "validate_every": 1}},
 }
@@ -97,7 +97,7 @@ def test_subsets_are_nested_and_leave_out_tuning_and_evaluation(grid):
 
 def test_folds_judge_every_case_once(describe, tmp_path):
     cells = Grid(*describe(folds=4), tmp_path).cells({})
-    chosen = {p.fold: c for p, c in cells.items() if (p.arm, p.seed, p.labels) == ("plain", 0, 2)}
+    chosen = {p.fold: c for p, c in cells.items() if (p.arm, p.seed, p.size) == ("plain", 0, 2)}
     judged = [name for cell in chosen.values() for name in cell.parts.names()["evaluation"]]
     assert sorted(judged) == [f"case_{i}" for i in range(8)]
 
@@ -107,7 +107,7 @@ def test_what_two_groups_ask_for_runs_once(describe, tmp_path):
         "again": {"reference": "same", "arms": {"same": {}, "aa": {"seed_shift": 100}}}
     }
     cells = Grid(*describe(groups=groups), tmp_path).cells({})
-    place = {"strategy": "original", "labels": 2, "seed": 0, "fold": 0, "budget": "short"}
+    place = {"strategy": "original", "size": 2, "seed": 0, "fold": 0, "budget": "short"}
     same = cells[Point("again", "same", **place)]
     assert same == cells[Point("unet", "plain", **place)]
     shifted = cells[Point("again", "aa", **place)]
@@ -123,8 +123,8 @@ def test_what_two_groups_ask_for_runs_once(describe, tmp_path):
             "groups.g.reference is 'none': one of a",
         ),
         ({"groups": {"g": {"reference": "a", "arms": {"a": {"network": {"sauce": 1}}}}}}, "arms.a: .*sauce"),
-        ({"labels": [40]}, "labels has 40: only 4 cases"),
-        ({"tuning": 5}, "tuning is 5: no case is left"),
+        ({"sizes": [40]}, "sizes has 40: only 4 cases"),
+        ({"tuning_cases": 5}, "tuning_cases is 5: no case is left"),
         ({"strategies": ["half"]}, "strategy is 'half'"),
         ({"folds": 9}, "8 subjects cannot make 9 folds"),
         ({"seeds": [1, 1]}, "seeds is .*each once"),
@@ -201,7 +201,7 @@ def test_finished_runs_keep_their_best_weights_alone(compared):
 
 
 def test_a_single_number_of_labels_has_no_mean_and_answers_itself(describe, tmp_path):
-    results = run_comparison(*describe(labels=[2]), tmp_path / "one", in_turn, report=lambda *_: None)
+    results = run_comparison(*describe(sizes=[2]), tmp_path / "one", in_turn, report=lambda *_: None)
     assert results.overall == []
     assert not (tmp_path / "one" / "overall.csv").exists()
     assert results.answer == answer(results.findings)
@@ -215,7 +215,7 @@ def test_finished_runs_are_never_done_again(compared, monkeypatch):
 
     again = run_comparison(*made, folder, refuse, resume=True)
     assert again.run_rows() == results.run_rows()
-    with pytest.raises(ConfigError, match="holds a comparison already; go on with --resume"):
+    with pytest.raises(ConfigError, match="holds a comparison already; resume it with --resume"):
         run_comparison(*made, folder, refuse)
 
 
@@ -228,7 +228,7 @@ def test_two_processes_do_not_share_a_grid(compared):
 def test_a_run_that_fails_does_not_stop_the_others(describe, tmp_path):
     arms = {"plain": {}, "wild": {"training": {"learning_rate": 1e30, "gradient_clip": 0.0}}}
     groups = {"unet": {"reference": "plain", "arms": arms}}
-    made = describe(groups=groups, labels=[2], seeds=[0], budgets={"short": {"steps": 6}})
+    made = describe(groups=groups, sizes=[2], seeds=[0], budgets={"short": {"steps": 6}})
     results = run_comparison(*made, tmp_path / "run", in_turn)
     (why,) = results.failed.values()
     assert "the loss is" in why
@@ -237,8 +237,8 @@ def test_a_run_that_fails_does_not_stop_the_others(describe, tmp_path):
 
 
 def test_rates_are_searched_on_the_tuning_cases_alone(describe, tmp_path):
-    search = {"rates": [0.01, 1e-6], "labels": 3}
-    made = describe(search=search, labels=[2], seeds=[0], budgets={"short": {"steps": 3}})
+    search = {"rates": [0.01, 1e-6], "size": 3}
+    made = describe(search=search, sizes=[2], seeds=[0], budgets={"short": {"steps": 3}})
     results = run_comparison(*made, tmp_path / "run", in_turn)
     assert set(results.rates) == {("unet", "plain", "original"), ("unet", "wide", "original")}
     searched = Grid(*made, tmp_path / "run").search_cells()
@@ -372,3 +372,13 @@ def test_the_report_says_the_answer_and_needs_no_other_file(compared):
     charts = {f"{name}.svg" for name in ("effects", "labels", "steps", "compute", "scatter", "drift")}
     assert figures == charts | {"cases.png", "filters.png"}
     assert page.count("<img ") == len(figures)
+
+
+def test_keys_of_older_configs_are_read(describe, caplog):
+    groups = {"unet": GRID["groups"]["unet"] | {"labels": [2]}}
+    old = {"labels": [3], "tuning": 2, "groups": groups, "search": {"rates": [0.1], "labels": 3}}
+    with caplog.at_level("INFO"):
+        comparison, _ = describe(sizes=None, tuning_cases=None, **old)
+    assert (comparison.sizes, comparison.tuning_cases) == ([3], 2)
+    assert (comparison.groups["unet"].sizes, comparison.search.size) == ([2], 3)
+    assert "tuning of a comparison is called tuning_cases now" in caplog.text

@@ -28,7 +28,7 @@ GRID = {
     "strategies": ["original"],
     "seeds": [0],
     "folds": 2,
-    "tuning": 3,
+    "tuning_cases": 3,
     "budgets": {"short": {"steps": 2, "validate_every": 1, "precision": "fp32"}},
 }
 
