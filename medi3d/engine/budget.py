@@ -1,4 +1,4 @@
-"""How far a training has come, whatever its end is counted in: steps, compute, or a flat validation score."""
+"""Progress of a training towards its end: steps, compute, or a validation plateau."""
 
 import math
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from medi3d.engine.clock import Clock
 from medi3d.engine.settings import TrainingSettings
 
 FALL = 0.25
-"""Length of the plateau schedule's fall, as a share of the steps before it."""
+"""Length of the plateau schedule's decay, as a fraction of the steps before it."""
 
 
 def learning_rate_factor(step: float, settings: TrainingSettings) -> float:
-    """Share of the highest learning rate in optimiser step `step`, counted from 0, of `settings.steps`.
+    """Fraction of the highest learning rate in optimiser step `step`, counted from 0, of `settings.steps`.
 
     It rises linearly in the first `warmup` of the steps and then falls to 0 along half a cosine, or as
-    (1 - t)^0.9; or, with the schedule "step", to a tenth after each of the shares `drops` of the steps.
+    (1 - t)^0.9; or, with the schedule "step", to a tenth after each of the fractions `drops` of the steps.
     """
     rising = round(settings.warmup * settings.steps)
     if step < rising:
@@ -36,7 +36,7 @@ def is_flat(scores: Sequence[float], patience: int, min_gain: float) -> bool:
 class Budget:
     """The end of a training and its learning rate: after `steps`, or sooner where compute is limited.
 
-    With `cpu_seconds` or `gpu_seconds` the schedule runs along the share of them that is spent. With the
+    With `cpu_seconds` or `gpu_seconds` the schedule follows the fraction of them that is spent. With the
     schedule "plateau" the rate stays up until the validation score is flat, and falls to 0 along half a
     cosine over a quarter of the steps done by then; that is when training ends.
     """
@@ -47,7 +47,7 @@ class Budget:
         """step at which the score was found flat; None: not yet"""
 
     def position(self, step: int) -> float:
-        """Where training stands after `step` steps, from 0 to `steps` (above it: over)."""
+        """Progress after `step` steps, from 0 to `steps` (above: over)."""
         settings = self.settings
         limits = {
             "training_cpu_seconds": settings.cpu_seconds,
@@ -64,7 +64,7 @@ class Budget:
         return self.position(step) >= (self._end() if self.settings.schedule == "plateau" else self._steps)
 
     def factor(self, step: int) -> float:
-        """Share of the highest learning rate in the step after `step` steps."""
+        """Fraction of the highest learning rate in the step after `step` steps."""
         if self.settings.schedule != "plateau":
             return learning_rate_factor(self.position(step), self.settings)
         rising = round(self.settings.warmup * self._steps)
@@ -74,8 +74,8 @@ class Budget:
         elapsed = (self.position(step) - begun) / (self._end() - begun)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, elapsed))))
 
-    def judge(self, step: int, scores: Sequence[float]) -> None:
-        """Take note of the validation scores so far, the last one after `step` steps."""
+    def note_scores(self, step: int, scores: Sequence[float]) -> None:
+        """Record the validation scores so far, the last one after `step` steps."""
         settings = self.settings
         undecided = settings.schedule == "plateau" and self.flat_at is None and step < self._fall_begins()
         if undecided and is_flat(scores, settings.patience, settings.min_gain):

@@ -1,4 +1,4 @@
-"""What a run has cost so far: wall time, processor time, and the share that went into waiting for data."""
+"""Cost of a run so far: wall time and processor time."""
 
 import time
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def cpu_seconds() -> float:
 
 
 class Clock:
-    """Wall and processor seconds of a run; it goes on from where a checkpoint stood."""
+    """Wall and processor seconds of a run; it continues from a checkpoint's reading."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = -time.monotonic(), -cpu_seconds()
@@ -30,7 +30,7 @@ class Clock:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Inside is no training (reading, validation): it counts in a run's cost, but not in its budget."""
+        """Inside, time (reading, validation) counts towards a run's cost, but not its training budget."""
         begun = time.monotonic(), cpu_seconds()
         yield
         self._wall_apart += time.monotonic() - begun[0]
@@ -47,7 +47,7 @@ class Clock:
         }
 
     def go_on_from(self, reading: dict[str, float]) -> None:
-        """Count from an earlier `reading` on."""
+        """Continue from an earlier `reading`."""
         wall, cpu = reading["wall_seconds"], reading["cpu_seconds"]
         self._wall, self._cpu = wall - time.monotonic(), cpu - cpu_seconds()
         self._wall_apart = wall - reading.get("training_wall_seconds", wall)

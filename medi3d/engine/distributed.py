@@ -1,4 +1,4 @@
-"""What differs when several processes train one network (torchrun). In one process all of it does nothing."""
+"""Several processes that train one network (torchrun). With one process all of it does nothing."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from torch import nn
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=24)
-"""How long processes wait for each other: the first one judges the cases of a fold alone."""
+"""How long processes wait for each other: the first one scores the cases of a fold alone."""
 
 
 def ranks() -> int:
@@ -27,7 +27,7 @@ def rank() -> int:
 
 
 def is_writer() -> bool:
-    """True in the one process that writes files and talks to the user."""
+    """True in the one process that writes files and prints."""
     return rank() == 0
 
 
@@ -39,7 +39,7 @@ def local_device() -> torch.device:
 
 @contextlib.contextmanager
 def joined_processes() -> Iterator[torch.device]:
-    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs); gives this one its device."""
+    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs); returns this one's device."""
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -63,7 +63,7 @@ def gather(value: T) -> list[T]:
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come here."""
+    """Wait until every process is here."""
     if ranks() > 1:
         dist.barrier()
 
@@ -76,7 +76,7 @@ def share_buffers(network: nn.Module) -> None:
 
 
 def wrap(network: nn.Module) -> nn.Module:
-    """`network` with its gradients averaged over the processes; itself where there is one process."""
+    """`network` with its gradients averaged over the processes; unchanged with one process."""
     if ranks() == 1:
         return network
     device = next(network.parameters()).device

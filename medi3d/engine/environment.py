@@ -1,4 +1,4 @@
-"""The machine and the versions that a result was made with."""
+"""The machine and the versions that produced a result."""
 
 import os
 import platform

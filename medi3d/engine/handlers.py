@@ -1,4 +1,4 @@
-"""What happens around the step: validation, the table of metrics, checkpoints, curves and progress.
+"""Everything around the training step: validation, the table of metrics, checkpoints, curves and progress.
 
 Each handler is attached to a trainer of `medi3d.engine.trainer`. `Validation` comes first: it announces
 `TrainingEvents.VALIDATED`, on which the others act, in the order in which they were attached.
@@ -26,8 +26,8 @@ class Validation:
 
     `trainer.state.metrics` becomes a row: step, train_loss (mean since the last row), val_loss, the means of
     the task's metrics, learning rates, wall and processor seconds since the start of the run (of all
-    processes; training_cpu_seconds without reading and validation), and data_share, the share of training
-    time spent waiting for samples (printed as "data / step").
+    processes; training_cpu_seconds without reading, validation and writing), and data_share, the share of
+    training time spent waiting for samples (printed as "data / step").
     """
 
     def __init__(self, evaluator: SupervisedEvaluator, state: TrainingState, every: int):
@@ -65,7 +65,7 @@ class Validation:
             "data_share": self._watch.data_share(),
         }
         self._losses = []
-        with self.state.clock.apart():  # tables, checkpoints and curves are no training either
+        with self.state.clock.apart():  # tables, checkpoints and curves do not count as training
             trainer.fire_event(TrainingEvents.VALIDATED)
 
 
@@ -92,7 +92,7 @@ class StepWatch:
         self._step += time.perf_counter() - self._since
 
     def data_share(self) -> float:
-        """Waiting for data, as a share of all time since the last call."""
+        """Fraction of time spent waiting for data since the last call."""
         share = self._data / max(1e-9, self._data + self._step)
         self._data = self._step = 0.0
         return share
@@ -115,17 +115,17 @@ class MetricsTable:
 
 
 class PlateauWatch:
-    """Tells the budget each validation score, so that it can see when they are flat."""
+    """Passes validation scores to the budget, which detects a plateau."""
 
     def __init__(self, table: MetricsTable, state: TrainingState, score: str):
         self.table, self.state, self.score = table, state, score
 
     def attach(self, trainer: Workflow) -> None:
         """Watch `trainer`."""
-        trainer.add_event_handler(TrainingEvents.VALIDATED, self._judge)
+        trainer.add_event_handler(TrainingEvents.VALIDATED, self._note)
 
-    def _judge(self, _: Workflow) -> None:
-        self.state.budget.judge(self.state.step, [row[self.score] for row in self.table.rows])
+    def _note(self, _: Workflow) -> None:
+        self.state.budget.note_scores(self.state.step, [row[self.score] for row in self.table.rows])
 
 
 class Checkpoints:
@@ -143,7 +143,7 @@ class Checkpoints:
 
     def _save(self, trainer: Workflow) -> None:
         score = trainer.state.metrics[self.score]
-        if score >= self.state.best:  # of equals the later one: its learning rate is lower
+        if score >= self.state.best:  # of equal scores the later one, whose learning rate was lower
             self.state.best = score
             self.state.save_network(self.best, score)
         self.state.save(self.last)
@@ -161,9 +161,9 @@ class OnValidation:
 
 
 class TrainingProgress:
-    """A bar with loss, time left and the last score; where there is no terminal, a line every 30 seconds.
+    """A bar with loss, time left and the last score; without a terminal, a line every 30 seconds.
 
-    `position` tells how far a step has come on the way to the trainer's last one, for budgets of compute.
+    `position` maps a step to progress towards the trainer's last step, for budgets of compute.
     """
 
     seconds_between_lines = 30.0
@@ -222,6 +222,6 @@ class TrainingProgress:
         return f"{self.score} {self._last_score}"
 
     def close(self) -> None:
-        """Give the terminal back, however the run ended."""
+        """Restore the terminal, however the run ended."""
         if self._bar is not None:
             self._bar.stop()

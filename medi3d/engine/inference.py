@@ -1,4 +1,4 @@
-"""From an image of any size to a prediction, a few slices at a time: one pass where it fits, else windows."""
+"""Predictions for images of any size: one pass, or sliding windows a few slices at a time."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ T = TypeVar("T")
 AXES = {"depth": DEPTH, "height": HEIGHT, "width": WIDTH}
 
 VOXELS_AT_ONCE, WINDOWS_AT_ONCE = 3 * 64**3, 3
-"""Of the windows in one forward pass: larger passes take more memory and, on a CPU, no less time."""
+"""Voxels per forward pass of windows: larger passes take more memory and, on a CPU, no less time."""
 
 Network = Callable[[Tensor], Tensor]
 
@@ -29,7 +29,7 @@ Inferer = Callable[[Tensor, Network], Tensor]
 
 
 def single_forward(image: Tensor, network: Network) -> Tensor:
-    """The network on the image as it is: `(B, C, D, H, W)` -> logits in float32."""
+    """The network on the whole image: `(B, C, D, H, W)` -> logits in float32."""
     return network(image).float()
 
 
@@ -37,16 +37,16 @@ def single_forward(image: Tensor, network: Network) -> Tensor:
 class SlidingWindow:
     """Logits `(B, classes, D, H, W)` of a volume of any size.
 
-    A volume that fits into the window is seen at once. A larger one is covered by overlapping windows,
-    whose logits are averaged with Gaussian weights, as in nnU-Net (Isensee et al. 2021,
-    doi:10.1038/s41592-020-01008-z); windows and weights are MONAI's. Where it is thinner than the patches
-    of the training, its border voxels go on, as they did there: norms that take their statistics from the
-    volume would see others without them.
+    A volume that fits into the window is predicted in one pass. A larger one is covered by overlapping
+    windows, whose logits are averaged with Gaussian weights, as in nnU-Net (Isensee et al. 2021,
+    doi:10.1038/s41592-020-01008-z); windows and weights are MONAI's. Where it is thinner than the training
+    patches, its border voxels are repeated as in training: norms with statistics of the volume would
+    otherwise see different ones.
 
     Args:
         size: window in voxels, (D, H, W).
         overlap: share of a window that its neighbour covers too, 0 to 1.
-        windows_at_once: windows in one forward pass at most; None: 3, fewer where they are large.
+        windows_at_once: most windows in one forward pass; None: 3, fewer where they are large.
         patch: size of the training's patches in voxels; None: the window's.
     """
 
@@ -57,7 +57,7 @@ class SlidingWindow:
 
     @property
     def at_once(self) -> int:
-        """Windows in one forward pass at most."""
+        """The most windows in one forward pass."""
         return self.windows_at_once or min(WINDOWS_AT_ONCE, max(1, VOXELS_AT_ONCE // math.prod(self.size)))
 
     def __call__(self, image: Tensor, network: Network) -> Tensor:
@@ -65,9 +65,9 @@ class SlidingWindow:
         return torch.stack([torch.cat(list(self.slabs(one, network)), dim=1) for one in image])
 
     def slabs(self, image: Tensor, network: Network) -> Iterator[Tensor]:
-        """Logits `(classes, s, H, W)` of one image `(C, D, H, W)`, from its first slices to its last.
+        """Logits `(classes, s, H, W)` of one image `(C, D, H, W)`, from first to last slices.
 
-        Only as many slices as a window is deep are held for all classes.
+        Only as many slices as a window's depth are held for all classes.
         """
         shape = image.shape[1:]
         window = self._window(shape)
@@ -84,7 +84,7 @@ class SlidingWindow:
             yield slab[(slice(None), *inside)]
 
     def _window(self, shape: Sequence[int]) -> Triple:
-        """The window for a volume: where it is thinner than the largest one, no larger than need be."""
+        """The window for a volume: no larger than needed where the volume is thin."""
         depth, height, width = (
             min(largest, max(extent, least))
             for largest, extent, least in zip(self.size, shape, self.patch or self.size, strict=True)
@@ -92,7 +92,7 @@ class SlidingWindow:
         return (depth, height, width)
 
     def _bands(self, image: Tensor, window: Triple, network: Network) -> Iterator[Tensor]:
-        """Slices are final, and given out, when no window to come reaches them."""
+        """Slices are final, and yielded, when no further window reaches them."""
         shape = image.shape[1:]
         places = dense_patch_slices(shape, window, self._steps(shape, window))
         rows = [(z.start, [(y, x) for _, y, x in row]) for z, row in groupby(places, lambda place: place[0])]
@@ -122,7 +122,7 @@ class SlidingWindow:
 
 
 def _even_parts(row: Sequence[T], most: int) -> Iterator[Sequence[T]]:
-    """Parts of `most` at most, as equal as can be: torch computes a lone small window 3 times as slowly."""
+    """Parts of at most `most`, as equal as possible: one small window alone takes torch 3 times as long."""
     count = math.ceil(len(row) / most)
     for part in range(count):
         yield row[len(row) * part // count : len(row) * (part + 1) // count]
@@ -133,7 +133,7 @@ def _importance(window: Triple, device: torch.device) -> Tensor:
 
 
 def _moved_on(band: Tensor, slices: int) -> Tensor:
-    """The band (..., D, H, W) `slices` further on: what lies behind is dropped, zeros follow."""
+    """The band (..., D, H, W) moved on by `slices`: those behind are dropped, zeros are appended."""
     kept = band.shape[-3] - slices
     if kept <= 0:
         return band.zero_()
@@ -145,8 +145,8 @@ def _moved_on(band: Tensor, slices: int) -> Tensor:
 def mirrored(network: Network, axes: Sequence[str], swaps: Sequence[tuple[int, int]] = ()) -> Network:
     """`network` with its logits averaged over all mirrorings of the axes "depth", "height" or "width".
 
-    As in nnU-Net, each window is mirrored. `swaps` are pairs of classes that change places with left and
-    right: an organ that has a side and is not among them makes mirroring along "width" wrong.
+    As in nnU-Net, each window is mirrored. `swaps` are pairs of left and right classes, which change
+    places: mirroring along "width" is wrong for an organ with a side that is not among them.
     """
     flips: list[list[int]] = [[]]
     for axis in axes:
@@ -187,7 +187,7 @@ def predict(image: Tensor, network: nn.Module, inferer: Inferer, precision: Prec
 
 
 def slabs_of(image: Tensor, network: Network, inferer: Inferer) -> Iterator[Tensor]:
-    """Logits `(classes, s, H, W)` of one image `(C, D, H, W)`, slab after slab, on the network's device."""
+    """Logits `(classes, s, H, W)` of one image `(C, D, H, W)`, slab by slab, on the network's device."""
     if isinstance(inferer, SlidingWindow):
         yield from inferer.slabs(image, network)
     else:

@@ -1,4 +1,4 @@
-"""What a program says while it works: on the terminal, and in a run's `log.txt`."""
+"""Log messages: on the terminal, and in a run's `log.txt`."""
 
 import logging
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from medi3d.engine import distributed
 
 log = logging.getLogger("medi3d")
 console = Console(stderr=True)
-"""Where progress is shown; standard output is for results."""
+"""Shows progress; standard output is for results."""
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def shown_log(path: Path | None = None) -> Iterator[None]:
 
 
 def _screen() -> logging.Handler:
-    if console.is_terminal:  # through rich, so that lines appear above a progress bar
+    if console.is_terminal:  # through rich, so that lines stay above a progress bar
         return RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     return logging.StreamHandler(console.file)
 

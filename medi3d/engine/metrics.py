@@ -1,6 +1,6 @@
-"""How well a prediction fits: Dice, Hausdorff distance and surface Dice per label in mm, and top-k accuracy.
+"""Scores of a prediction: Dice, Hausdorff distance and surface Dice per label in mm, and top-k accuracy.
 
-MONAI computes the numbers; what is added here is what happens when a label is missing, so that no case
+MONAI computes the numbers; this module defines them where a label is missing, so that no case
 silently drops out of a mean:
 
 ===================================  ======  =======================  ============
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 Row = dict[str, Any]
-"""Column -> number; a row of a case has its "name" too."""
+"""Column -> number; the row of a case also has its "name"."""
 
 
 def _check_maps(pred: Tensor, label: Tensor) -> None:
@@ -92,12 +92,12 @@ def _surfaces(one: Tensor, other: Tensor, spacing: Sequence[float], tolerance: f
 
 
 def top_k(logits: Tensor, label: Tensor, ks: Sequence[int] = (1, 5)) -> list[Row]:
-    """Whether the right class is among the k highest: 1 or 0 under `topK`, a row for each of the batch.
+    """Whether the true class is among the k highest: 1 or 0 under `topK`, one row per item of the batch.
 
     Args:
         logits: `(B, classes)`, or anything in their order.
         label: `(B,)` class numbers.
-        ks: each k; one above the number of classes counts as all of them.
+        ks: values of k; more than the number of classes means all.
     """
     order = logits.topk(min(max(ks), logits.shape[1])).indices
     hits = order == label[:, None]
@@ -105,6 +105,6 @@ def top_k(logits: Tensor, label: Tensor, ks: Sequence[int] = (1, 5)) -> list[Row
 
 
 def mean_row(rows: Sequence[Mapping[str, float]]) -> Row:
-    """Mean of each column over the cases; a text column is left out."""
+    """Mean of each numeric column over the cases."""
     names = [name for name, value in rows[0].items() if isinstance(value, int | float)] if rows else []
     return {name: sum(float(row[name]) for row in rows) / len(rows) for name in names}

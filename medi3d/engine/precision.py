@@ -1,7 +1,7 @@
-"""Which arithmetic and memory format a device computes fastest in, and how to use them.
+"""The fastest arithmetic and memory format of a device, and how to use them.
 
-bfloat16 and channels-last memory are worth little alone and 2.4 to 3.4 times together (measured on 2 cores
-of an AMD EPYC with avx512_bf16: without channels-last, oneDNN reorders every tensor), so they are switched
+bfloat16 and channels-last memory gain little alone and 2.4 to 3.4 times together (measured on 2 cores of an
+AMD EPYC with avx512_bf16: without channels-last, oneDNN reorders every tensor), so they are switched
 together.
 """
 
@@ -27,10 +27,10 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def evaluating() -> Iterator[None]:
-    """No gradients, and weights that stay as they are: each is turned into bf16 once, not in every pass.
+    """No gradients; each weight is cast to bf16 once, not in every pass.
 
-    Autocast forgets its copies where its outermost context ends, so there is one more around; under
-    `torch.inference_mode` it would keep none.
+    Autocast drops its cached casts when its outermost context ends, so this adds an outer one; under
+    `torch.inference_mode` it would cache none.
     """
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         yield
@@ -45,10 +45,10 @@ class Precision:
 
     @classmethod
     def choose(cls, choice: str, device: torch.device | str) -> "Precision":
-        """From a config's word: "fp32", "bf16", or "auto" for what the device does fastest.
+        """From the config: "fp32", "bf16", or "auto" for what the device does fastest.
 
         Raises:
-            ConfigError: `choice` is another word.
+            ConfigError: `choice` is anything else.
         """
         device = torch.device(device)
         if choice not in CHOICES:
@@ -56,7 +56,7 @@ class Precision:
         return cls(device, choice == "bf16" or (choice == "auto" and has_fast_bf16(device)))
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass. Losses and metrics belong outside of it, in float32."""
+        """The context of a forward pass. Losses and metrics are computed outside of it, in float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def place_network(self, network: nn.Module) -> nn.Module:

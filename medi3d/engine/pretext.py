@@ -1,4 +1,4 @@
-"""Pretraining as a task of the engine: restore what was taken away, or segment drawn images."""
+"""Pretraining as a task of the engine: restore damaged volumes, or segment synthetic images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,19 +17,19 @@ RATES = ("share", "shuffle", "bend", "paint", "paint_out")
 
 @dataclass(frozen=True)
 class PretextSettings:
-    """What the network is asked to do with volumes that nobody labelled (config section `pretext`).
+    """What the network learns from unlabelled volumes (config section `pretext`).
 
     Attributes:
-        kind: "masked": fill random cubes that were hidden; "restoration": undo the changes of Models Genesis
+        kind: "masked": fill hidden random cubes; "restoration": undo the changes of Models Genesis
             (Zhou et al. 2019); "synthetic": segment images drawn from label maps (SynthSeg-style).
         cube: masked: side of a cube in voxels.
-        share: masked: part of the cubes that is hidden.
+        share: masked: fraction of the cubes that is hidden.
         shuffle: restoration: probability that voxels change places in small blocks.
-        bend: restoration: probability of a random curve over the intensities.
-        paint: restoration: probability that noise covers parts.
-        paint_out: restoration: part of the paintings that leave only blocks, instead of covering blocks.
-        labels: synthetic: name -> label values of the maps that the network is to tell apart; all other
-            labels count as background, but each is drawn with its own intensity.
+        bend: restoration: probability of a random monotone intensity curve.
+        paint: restoration: probability that noise covers blocks.
+        paint_out: restoration: fraction of these in which noise covers all but blocks.
+        labels: synthetic: name -> label values to segment; all other labels count as background, but
+            each is drawn with its own intensity.
     """
 
     kind: str = "masked"
@@ -57,7 +57,7 @@ class PretextSettings:
 
 
 def pretext(settings: PretextSettings, channels: int, patch: Triple) -> Task:
-    """The task of a pretraining on volumes with so many channels, seen in patches (D, H, W)."""
+    """The task of a pretraining on volumes with `channels` channels, in patches (D, H, W)."""
     if settings.kind == "synthetic":
         task = segmentation(list(settings.labels), patch)
         return replace(task, name="pretraining", inferer=single_forward)
@@ -87,8 +87,8 @@ def restoration_loss(restored: Logits, target: Tensor) -> Tensor:
 
 
 def restoration_scores(restored: Tensor, target: Tensor) -> list[Row]:
-    """Part of the variance of the voxels that count which was restored (1 is all; 0: no better than their
-    mean), a row for each of the batch. Arguments as `restoration_loss`.
+    """Fraction of the variance of the counted voxels that was restored (1: all; 0: no better than their
+    mean), one row per item of the batch. Arguments as `restoration_loss`.
     """
     rows: list[Row] = []
     for one, whole in zip(restored.float(), target, strict=True):
@@ -100,6 +100,6 @@ def restoration_scores(restored: Tensor, target: Tensor) -> list[Row]:
 
 
 def group_numbers(labels: Mapping[str, Sequence[int]], values: Sequence[int]) -> list[int]:
-    """For each label value of a map the number of its group, 1, 2, ... in the order of `labels`; else 0."""
+    """The group of each label value of a map: 1, 2, ... in the order of `labels`; 0 for all others."""
     numbers = {value: number for number, group in enumerate(labels.values(), 1) for value in group}
     return [numbers.get(value, 0) for value in values]

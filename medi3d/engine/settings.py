@@ -29,45 +29,45 @@ class TrainingSettings:
     """
 
     steps: int = 800
-    """optimiser steps in all; at most, where training ends by compute or by a plateau"""
+    """optimiser steps; an upper limit where training ends by compute or at a plateau"""
     cpu_seconds: float = 0.0
-    """end after so many processor seconds of training (validation apart), in one process; 0: by steps"""
+    """end after this many processor seconds of training, in one process; 0: by steps"""
     gpu_seconds: float = 0.0
-    """end after so many seconds of training on the GPU (validation apart), in one process; 0: by steps"""
+    """end after this many seconds of training on the GPU, in one process; 0: by steps"""
     batch_size: int = 2
-    """samples a step, over all processes together"""
+    """samples per step, over all processes"""
     learning_rate: float = 0.01
-    """highest learning rate, of decoder and head"""
+    """highest learning rate of decoder and head"""
     encoder_factor: float = 0.2
     """learning rate of the encoder, as a multiple of learning_rate"""
     optimizer: str = "adamw"
     """adamw | sgd (momentum 0.9, as I3D was trained)"""
     weight_decay: float = 0.01
-    """AdamW's decoupled weight decay; with sgd that of the gradient"""
+    """decoupled with AdamW, part of the gradient with SGD"""
     warmup: float = 0.1
-    """share of the steps in which the learning rate rises linearly"""
+    """fraction of the steps over which the learning rate rises linearly"""
     schedule: str = "cosine"
-    """how the learning rate falls to 0 after that: cosine | poly (power 0.9) | plateau (stays up until the
-    validation score is flat, then a cosine over a quarter of the steps done; with it training ends) | step
-    (to a tenth after each of `drops`)"""
+    """how the learning rate falls after that: cosine | poly (power 0.9) | plateau (constant until the
+    validation score is flat, then a cosine over a quarter of the steps done, which ends training) | step (to
+    a tenth after each of `drops`)"""
     drops: list[float] = field(default_factory=lambda: [0.5, 0.75])
-    """step: shares of the steps after which the learning rate falls to a tenth"""
+    """step: fractions of the steps after which the learning rate falls to a tenth"""
     patience: int = 5
     """plateau: validations without a gain after which the score counts as flat"""
     min_gain: float = 0.002
-    """plateau: a rise of the score that counts as a gain must be larger than this"""
+    """plateau: smallest rise of the score that counts as a gain"""
     gradient_clip: float = 12.0
     """largest norm of all gradients together; 0: no limit"""
     ema: float = 0.0
-    """decay of the running average of the weights that is validated and kept, e.g. 0.99; 0: none"""
+    """decay of the running average of the weights, which is then validated and kept, e.g. 0.99; 0: none"""
     precision: str = "auto"
-    """auto | fp32 | bf16; auto: bf16 with channels-last memory where the device is faster so"""
+    """auto | fp32 | bf16; auto: bf16 with channels-last memory where that is faster"""
     validate_every: int = 100
     """steps between validations; each writes a row, a checkpoint and the curves"""
     workers: int = 0
-    """processes that prepare samples; 0: the training process itself"""
+    """processes that load samples; 0: the training process itself"""
     cache_gb: float = 4.0
-    """memory in GB for cases that were read; 0: read each time"""
+    """memory in GB for caching cases; 0: read them each time"""
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "validate_every", "patience"):
@@ -77,7 +77,7 @@ class TrainingSettings:
             self._check(key, getattr(self, key) >= 0, "0 or more")
         for key in ("warmup", "ema"):
             self._check(key, 0 <= getattr(self, key) < 1, "at least 0 and below 1")
-        self._check("drops", all(0 < drop < 1 for drop in self.drops), "shares above 0 and below 1")
+        self._check("drops", all(0 < drop < 1 for drop in self.drops), "fractions above 0 and below 1")
         self._check("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
         self._check("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         self._check("precision", self.precision in CHOICES, f"one of {', '.join(CHOICES)}")
@@ -89,20 +89,20 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """How whole cases are predicted and judged (config section `prediction`).
+    """How whole cases are predicted and scored (config section `prediction`).
 
     Raises:
         ConfigError: a value is out of its range; the message names its key.
     """
 
     window: list[int] | None = None
-    """largest piece that is predicted at once, in voxels, (depth, height, width); null: the patch"""
+    """size of sliding windows in voxels, (depth, height, width); null: the patch"""
     overlap: float = 0.5
-    """share of a window that its neighbour covers too, at least 0 and below 1"""
+    """fraction of a window shared with its neighbour, at least 0 and below 1"""
     mirror: list[str] = field(default_factory=list)
-    """axes along which mirrored copies are predicted too and averaged: depth, height, width"""
+    """axes of mirrored copies that are predicted too and averaged: depth, height, width"""
     tolerance: float = 1.0
-    """distance in mm up to which two surfaces agree, for the surface Dice"""
+    """tolerance of the surface Dice in mm"""
 
     def __post_init__(self) -> None:
         if self.window is not None and (len(self.window) != 3 or min(self.window) < 1):

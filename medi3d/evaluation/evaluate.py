@@ -36,7 +36,7 @@ from medi3d.reports.run_report import write_report
 
 T = TypeVar("T")
 METRICS = ("dice", "hd95", "surface_dice", "top1", "top5")
-"""Columns of `cases.csv` that have a mean."""
+"""Columns of `cases.csv` that are averaged."""
 
 
 def run_evaluation(run: Run, split: str = "validation") -> list[Row]:
@@ -74,7 +74,7 @@ def run_evaluation(run: Run, split: str = "validation") -> list[Row]:
 
 def _score_volumes(run: Run, split: str) -> list[Row]:
     predictors = load_members(run)
-    if split == "validation":  # it decides about post-processing, so it is scored without
+    if split == "validation":  # the validation decides about post-processing, so it is scored without
         predictors = [replace(one, largest=()) for one in predictors]
     cases = cases_of(run.volumes, split)
     rows = [row for case in _watched(cases) for row in score_case(predictors, case)]
@@ -112,7 +112,7 @@ SCORERS: dict[str, Callable[[Run, str], list[Row]]] = {
 def _draw_filters(run: Run, predictor: Predictor) -> None:
     try:
         before = make_network(run.experiment, make_task(run.experiment))
-    except WeightsError as error:  # the run may have come from a machine that had them
+    except WeightsError as error:  # the run may come from a machine that had the weights
         log.info(f"no picture of the filters: {error}")
         return
     plot_filters_over_time(first_kernel(before), first_kernel(predictor.network), run.plots / "filters.png")
@@ -153,7 +153,7 @@ def cases_of(settings: VolumeSettings, split: str) -> list[Case]:
 
 
 def score_case(predictors: Sequence[Predictor], case: Case) -> list[Row]:
-    """A row for each label of one case, on the grid of its image file, by one network or several."""
+    """A row for each label of a case, on the grid of its image file, for one network or an ensemble."""
     settings, begun = predictors[0].volumes, time.monotonic()
     image = load_image(case.images, settings)
     mask = segment(predictors, [image] * len(predictors)).mask
@@ -184,7 +184,7 @@ def score_case(predictors: Sequence[Predictor], case: Case) -> list[Row]:
 
 
 def summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Mean of each metric over the cases, by label, and under "mean" over the labels too."""
+    """Mean of each metric over the cases: by label, and over all labels under "mean"."""
     labels = list(dict.fromkeys(row["label"] for row in rows))
     table = {label: _means([row for row in rows if row["label"] == label]) for label in labels}
     return {**table, "mean": _means(rows)}
@@ -196,7 +196,7 @@ def _means(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _draw_overlays(predictor: Predictor, cases: Sequence[Case], rows: Sequence[Row], folder: Path) -> None:
-    """The worst, the middle and the best case, in the orientation that the network sees."""
+    """Overlays of the worst, median and best case, in the network's orientation."""
     dice = {case.name: _means([row for row in rows if row["case"] == case.name])["dice"] for case in cases}
     ordered = sorted(cases, key=lambda case: dice[case.name])
     shown = {"worst": ordered[0], "middle": ordered[len(ordered) // 2], "best": ordered[-1]}

@@ -1,4 +1,4 @@
-"""How much better an arm is than its reference, and how sure one can be: in pairs, over cases and seeds."""
+"""Paired difference between an arm and its reference over cases and seeds, with its uncertainty."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -22,10 +22,10 @@ class Effect:
         mean: over all seeds and cases.
         low: lower end of the interval.
         high: upper end of the interval.
-        p_value: of the Wilcoxon signed-rank test over the cases, each averaged over its seeds. It asks
-            about these trained networks on other cases; the interval asks about other seeds too.
+        p_value: Wilcoxon signed-rank test over the cases, each averaged over its seeds. It generalises
+            these trained networks to other cases; the interval generalises to other seeds too.
         seed_deviation: of the mean difference between seeds; NaN with one seed.
-        detectable: smallest true difference that a design of this spread would show in 4 of 5 repetitions.
+        detectable: smallest true difference with 80 % power at this spread.
         seeds: how many.
         cases: how many.
     """
@@ -41,14 +41,14 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        """Better or worse where the interval leaves out zero, else "no difference seen"."""
+        """Better or worse if the interval excludes zero, else "no difference seen"."""
         if self.low > 0:
             return "better"
         return "worse" if self.high < 0 else "no difference seen"
 
 
 def paired_effect(differences: np.ndarray, seed: int = 0) -> Effect:
-    """The effect behind `differences` `(seeds, cases)`, arm minus reference on the same case and seed.
+    """The effect in `differences` `(seeds, cases)`, arm minus reference on the same case and seed.
 
     The interval is a bootstrap over seeds and, independently, over cases (Owen, "The pigeonhole
     bootstrap", Ann. Appl. Stat. 1, 2007). With few seeds a bootstrap is too narrow: it divides by n, not
@@ -57,7 +57,7 @@ def paired_effect(differences: np.ndarray, seed: int = 0) -> Effect:
     layout with random seeds and cases, and Satterthwaite's degrees of freedom; the shape stays its own.
 
     Args:
-        differences: a number for each seed and case, none missing.
+        differences: one number per seed and case, none missing.
         seed: of the bootstrap.
     """
     error, freedom = _standard_error(differences)
@@ -68,7 +68,7 @@ def paired_effect(differences: np.ndarray, seed: int = 0) -> Effect:
     spread = float(stats.norm.ppf(1 - tail)) * float(drawn.std())
     if spread > ROUNDING:
         low, high = mean + (np.quantile(drawn, [tail, 1 - tail]) - mean) * (width / spread)
-    else:  # nothing varies, or there is one number only
+    else:  # nothing varies, or there is a single number
         low, high = mean - width, mean + width
     by_seed = differences.mean(axis=1)
     return Effect(
@@ -108,7 +108,7 @@ def mean_interval(
 def _standard_error(differences: np.ndarray) -> tuple[float, float]:
     """Standard error of the mean and its degrees of freedom, seeds and cases random and crossed.
 
-    With one seed only cases are random, and the other way round.
+    With one seed only cases are random; with one case only seeds are.
     """
     seeds, cases = differences.shape
     if min(seeds, cases) == 1:
@@ -122,7 +122,7 @@ def _standard_error(differences: np.ndarray) -> tuple[float, float]:
     square_rest = float((rest**2).sum()) / (free_seeds * free_cases)
     total = square_seeds + square_cases - square_rest
     largest = max(square_seeds, square_cases)
-    if total <= largest:  # by chance the smaller of the two is below the noise: leave it out
+    if total <= largest:  # the smaller component can fall below the noise by chance: leave it out
         free = free_seeds if square_seeds >= square_cases else free_cases
         return (largest / (seeds * cases)) ** 0.5, free
     terms = (square_seeds, free_seeds), (square_cases, free_cases), (square_rest, free_seeds * free_cases)
@@ -131,7 +131,7 @@ def _standard_error(differences: np.ndarray) -> tuple[float, float]:
 
 
 def _bootstrap(differences: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Means of `differences` with seeds and cases drawn anew."""
+    """Means of `differences` with seeds and cases resampled."""
     seeds, cases = differences.shape
     by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
     by_case = generator.multinomial(cases, np.full(cases, 1 / cases), DRAWS) / cases
@@ -156,10 +156,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def by_unit(differences: np.ndarray, units: Sequence[Hashable]) -> np.ndarray:
-    """`(seeds, cases)` as `(seeds, units)`, with the same mean over all: what is drawn anew are whole units.
+    """`(seeds, cases)` as `(seeds, units)`, with the same overall mean, so that whole units are resampled.
 
-    A unit counts by its cases: the sum of theirs, times units per case (a cluster bootstrap of the mean).
-    Where each case is its own unit nothing changes.
+    A unit is weighted by its cases: the sum of theirs, times units per case (a cluster bootstrap of the
+    mean). Where each case is its own unit nothing changes.
     """
     distinct = list(dict.fromkeys(units))
     sums = np.zeros((len(differences), len(distinct)))
@@ -171,9 +171,9 @@ def by_unit(differences: np.ndarray, units: Sequence[Hashable]) -> np.ndarray:
 def budget_to_reach(
     curve: Sequence[Mapping[str, Any]], target: float, unit: str, score: str = "dice"
 ) -> float:
-    """How much of `unit` (a column of `metrics.csv`) a training took to reach a score; infinity: never.
+    """Amount of `unit` (a column of `metrics.csv`) until a training reached a score; infinity: never.
 
-    Between two validations a straight line is assumed.
+    Interpolated linearly between validations.
     """
     before = None
     for row in curve:

@@ -19,7 +19,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
     `${oc.env:NAME,default}` in the file stands for an environment variable.
 
     Raises:
-        ConfigError: the file is missing or no YAML, a key is unknown, missing or of the wrong type, or a
+        ConfigError: the file is missing or not YAML, a key is unknown, missing or of the wrong type, or a
             value is not allowed; one line, with the file and the path of the key.
     """
     path = Path(path)
@@ -35,10 +35,10 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def read_given(path: Path | str, overrides: Sequence[str] = ()) -> DictConfig:
-    """What a YAML file and `overrides` say themselves, without what a config has by default.
+    """The keys that a YAML file and `overrides` set, without defaults.
 
     Raises:
-        ConfigError: the file is missing or no YAML, or an override is none.
+        ConfigError: the file is missing or not YAML, or an override is not key=value.
     """
     given = read_yaml(Path(path))
     check_overrides(overrides)
@@ -75,7 +75,7 @@ def read_yaml(path: Path) -> DictConfig:
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
     if not isinstance(given, DictConfig):
-        raise ConfigError(f"{path}: a config is a list of `key: value`, not {type(given).__name__}")
+        raise ConfigError(f"{path}: a config is a mapping of `key: value`, not {type(given).__name__}")
     return given
 
 
@@ -87,7 +87,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """
     for override in overrides:
         if "=" not in override:
-            raise ConfigError(f"{override!r} is no override: write key=value, such as training.steps=200")
+            raise ConfigError(f"{override!r} is not an override: write key=value, such as training.steps=200")
 
 
 def to_experiment(given: Any) -> Experiment:
@@ -103,13 +103,13 @@ def to_experiment(given: Any) -> Experiment:
     for key in map(str, given):
         value = given._get_node(key)
         if OmegaConf.is_dict(schema._get_node(key)) and not OmegaConf.is_dict(value):
-            raise ConfigError(f"{key}: is {value}; a section is due, `{key}:` with its keys below it")
+            raise ConfigError(f"{key} must be a section with keys below it, not {value}")
     experiment: Any = OmegaConf.to_object(OmegaConf.merge(schema, given))
     return experiment
 
 
 def explain(error: Exception) -> str:
-    """OmegaConf's message on one line, after the path of the key."""
+    """The path of the key, then OmegaConf's message on one line."""
     key, message = getattr(error, "full_key", None), _one_line(getattr(error, "msg", None) or error)
     message = re.sub(r"Key '\w+' not in '\w+'", "unknown key", message)
     message = re.sub(

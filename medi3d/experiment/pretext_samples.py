@@ -1,4 +1,4 @@
-"""Pretraining on volumes that nobody labelled: what the network sees, and the network itself."""
+"""Training samples of a pretraining on unlabelled volumes."""
 
 import zlib
 from collections.abc import Callable
@@ -32,10 +32,10 @@ from medi3d.experiment.settings import PretrainingExperiment
 
 
 class PretextSamples:
-    """The samples of a pretraining: which volumes, what is read of them, and what is made of it.
+    """The samples of a pretraining: which volumes, what is read, and how it is changed.
 
     Raises:
-        ConfigError: a cohort's `exclude_validation_of` is no config of that cohort.
+        ConfigError: a cohort's `exclude_validation_of` is not a config of that cohort.
         DataError: a cohort is missing or empty.
     """
 
@@ -49,14 +49,14 @@ class PretextSamples:
         self.augment = build_augmentation(experiment.augmentation)
 
     def split(self) -> tuple[list[Volume], list[Volume]]:
-        """Volumes to train on, repeated as the cohorts say, and those that validate the pretext task."""
+        """Training volumes, repeated as the cohorts ask, and validation volumes."""
         cohorts = dict(enumerate(self.settings.cohorts))
         excluded = {n: held_out(c) for n, c in cohorts.items() if c.exclude_validation_of}
         volumes = list_volumes(self.settings, channels=self.channels, maps=self.maps, excluded=excluded)
         if self.settings.validation >= len(volumes):
             raise ConfigError(
-                f"data.validation is {self.settings.validation}: of {len(volumes)} volumes none is left to "
-                "train on"
+                f"data.validation is {self.settings.validation}: none of {len(volumes)} volumes is left for "
+                "training"
             )
         generator = torch.Generator().manual_seed(self.settings.split_seed)
         order = torch.randperm(len(volumes), generator=generator).tolist()
@@ -66,13 +66,13 @@ class PretextSamples:
         return repeated, [volume for volume in volumes if volume.name in held]
 
     def load(self, volume: Volume) -> Sample:
-        """What is read of a volume."""
+        """A volume as it is read, without randomness."""
         if self.maps:
             return load_map(volume, self.settings)
         return load_volume(volume, self.settings, self.channels)
 
     def change(self, sample: Sample) -> Sample:
-        """A training sample: "image", what the network sees, and "label", what it is to say of it."""
+        """A training sample: "image", the network's input, and "label", its target."""
         patch = self.undamaged(sample)
         if self.maps:
             groups = group_numbers(self.pretext.labels, sample["values"].tolist())
@@ -82,7 +82,7 @@ class PretextSamples:
         return {**patch, "image": image, "label": torch.cat([patch["image"], counts])}
 
     def undamaged(self, sample: Sample) -> Sample:
-        """A patch around a voxel at random where there is something to see: drawn, or augmented, no more."""
+        """A patch around a random foreground voxel, synthesised or augmented but not damaged."""
         centres = sample["centres"]
         centre = centres[int(torch.randint(len(centres), ()))].tolist()
         patch = cut_patch(sample, self.settings.patch, centre)
@@ -92,13 +92,13 @@ class PretextSamples:
         return self.augment(patch)
 
     def whole(self, sample: Sample) -> Sample:
-        """As `change`, but the same each time."""
+        """Like `change`, but deterministic."""
         with seeded(self.seed, zlib.crc32(str(sample["name"]).encode())):
             return self.change(sample)
 
 
 def corrupt(clean: Tensor, pretext: PretextSettings) -> tuple[Tensor, Tensor]:
-    """What the network gets for a patch `(C, D, H, W)`, and `(1, D, H, W)`, 1 where its answer counts."""
+    """The damaged patch `(C, D, H, W)`, and a mask `(1, D, H, W)`: 1 where the loss counts."""
     if pretext.kind == "masked":
         return mask_cubes(clean, pretext.cube, pretext.share)
     image = clean
@@ -117,7 +117,7 @@ def held_out(cohort: UnlabelledCohort) -> list[Path]:
     """Image files of the validation cases of the segmentation config that a cohort names.
 
     Raises:
-        ConfigError: it is no config with a section `data` of volumes, or of another cohort.
+        ConfigError: it has no section `data` for volumes, or is about another cohort.
     """
     path = Path(str(cohort.exclude_validation_of))
     key = "data.cohorts: exclude_validation_of"
@@ -127,7 +127,7 @@ def held_out(cohort: UnlabelledCohort) -> list[Path]:
         settings: VolumeSettings = OmegaConf.to_object(data)  # type: ignore[assignment]
     except (OSError, KeyError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{key}: {path} is no segmentation config that can be read ({reason})") from error
+        raise ConfigError(f"{key}: {path} is not a readable segmentation config ({reason})") from error
     if Path(settings.root).resolve() != Path(cohort.root).resolve():
         raise ConfigError(f"{key}: {path} is about {settings.root}, not about {cohort.root}")
     cases = read_cohort(settings.root).cases

@@ -1,4 +1,4 @@
-"""A run folder as a value. What the files in a run folder are called is said here and nowhere else."""
+"""A run folder as a value. The file names in a run folder are spelled here and nowhere else."""
 
 import json
 from collections.abc import Collection
@@ -150,7 +150,9 @@ class Run:
         if not self.members[0].last.is_file():
             return
         if not resume:
-            raise ConfigError(f"{self.folder}: holds a run already; resume it with --resume, or rename yours")
+            raise ConfigError(
+                f"{self.folder}: holds a run already; resume it with --resume, or choose another name"
+            )
         defaults = OmegaConf.to_container(OmegaConf.structured(type(self.experiment)))  # of younger keys
         there = OmegaConf.merge(defaults, OmegaConf.load(self.config))
         different = _differences(OmegaConf.to_container(there), _as_container(self.experiment))

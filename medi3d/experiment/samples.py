@@ -1,4 +1,4 @@
-"""The samples of an experiment: one value for volumes and for clips, so that one trainer serves both."""
+"""Training and validation samples, in one form for volumes and clips, so that one trainer serves both."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Data:
     Attributes:
         training: items to train on.
         validation: items to validate on.
-        load: item -> what is read of it, without randomness; kept in memory as far as that is allowed.
+        load: item -> what is read of it, without randomness; cached in memory up to `training.cache_gb`.
         change: what was read -> training sample, random (patch or crop, augmentation).
         whole: what was read -> the whole case, as it is validated.
     """
@@ -67,15 +67,15 @@ class Data:
         return training_loader(stream, batches, settings.workers)
 
     def validation_batches(self, settings: TrainingSettings) -> DataLoader:
-        """The validation cases of this process, one a batch."""
+        """The validation cases of this process, one per batch."""
         if not self.validation:
-            raise DataError("no validation case: hold some back, or name a split in the list of cases")
+            raise DataError("no validation case: set data.validation, or name a split in the list of cases")
         mine = self.validation[distributed.rank() :: distributed.ranks()]
         load = self._remembering(mine, settings)
         return validation_loader(mine, lambda item: self.whole(load(item)))
 
     def _remembering(self, items: Sequence[Any], settings: TrainingSettings) -> Callable[[Any], Sample]:
-        # Filled now, so that a damaged case shows at the start and worker processes share the memory.
+        # Filled now, so that damaged cases are found at the start and worker processes share the memory.
         if not settings.cache_gb:
             return self.load
         cache = MemoryCache(self.load, settings.cache_gb * 2**30)
@@ -98,7 +98,7 @@ def volume_data(experiment: SegmentationExperiment) -> Data:
 
 
 def _load_with_places(case: Case, settings: VolumeSettings) -> Sample:
-    """As the cache gives it: the search for labelled voxels would cost each patch a third of its time."""
+    """Find labelled voxels once, as the cache does; searching for each patch takes a third of its time."""
     sample = load_case(case, settings)
     if settings.foreground and "label" in sample:
         sample["places"] = labelled_voxels(sample["label"], PLACES)
@@ -122,7 +122,7 @@ def split_volumes(settings: VolumeSettings) -> tuple[list[Case], list[Case]]:
     """Training and validation cases of a cohort, all with labels.
 
     Raises:
-        DataError: the cohort is missing or empty, or one of these cases has no label.
+        DataError: the cohort is missing or empty, or a case has no label.
     """
     cohort = read_cohort(settings.root)
     training, validation = split_cases(cohort.cases, settings)

@@ -1,4 +1,4 @@
-"""One training, said completely: data, network, recipe, strategy and seed. What a config file describes."""
+"""A complete description of one training, as in a config file: data, network, recipe, strategy, seed."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -29,7 +29,7 @@ class Experiment:
     name: str = MISSING
     """of the run, and of its folder: runs/NAME"""
     seed: int = 0
-    """of the first weights, the order of samples and all that is random"""
+    """of initial weights, sample order and augmentation"""
     strategy: str = "full"
     """original (no pretraining) | fixed (encoder frozen) | full (all trained)"""
     network: NetworkSettings = field(default_factory=NetworkSettings)
@@ -47,7 +47,7 @@ class Experiment:
 
     @property
     def is_crossvalidation(self) -> bool:
-        """Whether the experiment stands for the trainings of all folds."""
+        """Whether the experiment means one training for each fold."""
         return False
 
     @property
@@ -64,8 +64,8 @@ class Experiment:
         """
         if self.network.source.endswith(".safetensors"):
             raise ConfigError(
-                f"network.source is {self.network.source!r}: an artifact has its weights, and strategy "
-                "original wants none; name the network that it was made from"
+                f"network.source is {self.network.source!r}: an artifact holds weights, which strategy "
+                "original cannot use; name the network that it was made from"
             )
         return replace(self, network=replace(self.network, weights=None))
 
@@ -105,10 +105,10 @@ class PretrainingExperiment(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.strategy != "full":
-            raise ConfigError(f"strategy is {self.strategy!r}: pretraining trains all weights, full")
+            raise ConfigError(f"strategy is {self.strategy!r}: pretraining trains all weights: use full")
         if self.tuning.batchnorm in CONVERSIONS:
             raise ConfigError(
-                f"tuning.batchnorm is {self.tuning.batchnorm!r}: the encoder that is kept has its batch norms"
+                f"tuning.batchnorm is {self.tuning.batchnorm!r}: a pretraining keeps its batch norms"
             )
 
 

@@ -1,4 +1,4 @@
-"""How much of a pretrained network is trained: the ways of Table 4 of the I3D paper (arXiv:1705.07750)."""
+"""Which parts of a pretrained network are trained, as in Table 4 of the I3D paper (arXiv:1705.07750)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ STRATEGIES = {
 }
 
 CONVERSIONS = ("instance", "group")
-"""Norms that can take the place of the encoder's batch norms."""
+"""Norms that can replace the encoder's batch norms."""
 
 BATCHNORMS = ("keep", "recalibrate", "freeze", *CONVERSIONS)
 
@@ -25,13 +25,13 @@ class TuningSettings:
     """How a pretrained encoder is treated while it is fine-tuned (config section `tuning`).
 
     Attributes:
-        batchnorm: Of the encoder. "keep": as in pretraining, and trained; "recalibrate": the statistics of
-            the target's volumes before the first step; "freeze": statistics, scale and shift stay;
-            "instance", "group": such a norm over each volume, with its scale and shift, in its place.
-        unfreeze: Share of the training in which the encoder's stages are unfrozen one by one, the deepest
+        batchnorm: The encoder's batch norms. "keep": as pretrained, and trained; "recalibrate": with
+            statistics of the target's volumes before the first step; "freeze": statistics, scale and shift
+            are frozen; "instance", "group": replaced by such a norm, with the same scale and shift.
+        unfreeze: Fraction of the training over which the encoder's stages are unfrozen one by one, deepest
             first; 0: all are trained from the start.
-        l2_sp: How strongly the encoder's weights decay to where they started, in place of weight decay (Li
-            et al. 2018); 0: not at all.
+        l2_sp: Strength of the decay of the encoder's weights to their initial values, in place of weight
+            decay (Li et al. 2018); 0: none.
         drift_samples: Training samples on which the drift of a pretrained encoder's activations is
             measured before the first step, for `drift.csv`; 0: none.
 
@@ -48,16 +48,17 @@ class TuningSettings:
         if self.batchnorm not in BATCHNORMS:
             raise ConfigError(f"tuning.batchnorm is {self.batchnorm!r}: one of {', '.join(BATCHNORMS)}")
         if not 0 <= self.unfreeze <= 1:
-            raise ConfigError(f"tuning.unfreeze is {self.unfreeze}: a share of the training, 0 to 1")
+            raise ConfigError(f"tuning.unfreeze is {self.unfreeze}: a fraction of the training, 0 to 1")
         if self.l2_sp < 0 or self.drift_samples < 0:
             key = "l2_sp" if self.l2_sp < 0 else "drift_samples"
             raise ConfigError(f"tuning.{key} is {getattr(self, key)}: 0 or more")
 
     def check(self, strategy: str, pretrained: bool) -> None:
-        """Refuse what has no meaning for an encoder that is frozen, or that was not pretrained.
+        """Refuse keys that have no meaning for an encoder that is frozen or not pretrained.
 
         Raises:
-            ConfigError: unfreeze or l2_sp is asked for and there is nothing to unfreeze or to stay near to.
+            ConfigError: unfreeze or l2_sp is set without pretrained weights, or with another strategy than
+                full.
         """
         for key in ("unfreeze", "l2_sp"):
             if getattr(self, key) and (strategy != "full" or not pretrained):
@@ -75,17 +76,17 @@ def check_strategy(name: str) -> None:
 
 
 def frozen_parts(network: nn.Module, strategy: str) -> Sequence[nn.Module]:
-    """The parts of `network` that `strategy` leaves as they are; after it they ask for no gradient.
+    """Freeze the parts of `network` that `strategy` does not train, and return them.
 
     Raises:
-        ConfigError: the strategy freezes the encoder of a network that declares none.
+        ConfigError: the strategy freezes the encoder, and the network has none.
     """
     check_strategy(strategy)
     if strategy != "fixed":
         return ()
     encoder = getattr(network, "encoder", None)
     if not isinstance(encoder, nn.Module):
-        raise ConfigError(f"strategy fixed: {type(network).__name__} has no encoder that could be frozen")
+        raise ConfigError(f"strategy fixed: {type(network).__name__} has no encoder to freeze")
     encoder.requires_grad_(False)
     return (encoder,)
 

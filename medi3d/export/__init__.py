@@ -1,1 +1,1 @@
-"""Networks and runs written for programs that do not have medi3d."""
+"""`medi3d export`: networks and runs for other programs."""

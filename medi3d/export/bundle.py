@@ -1,7 +1,7 @@
 """A run as a MONAI bundle: a folder that MONAI's own commands verify and run, with medi3d installed.
 
-The network is `medi3d.create_segmenter` in the bundle's config, its checkpoint lies beside it. Reading,
-windows and the way back onto the scan's grid are those of `medi3d predict`, so the masks are the same.
+The bundle's config builds the network by `medi3d.create_segmenter`. Reading, windows and resampling back to
+the scan's grid are those of `medi3d predict`, so the masks are the same.
 """
 
 import json
@@ -36,7 +36,7 @@ EXPERIMENT, DECIDED, WEIGHTS = "configs/experiment.yaml", "configs/postprocessin
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 )
-"""What MONAI's `verify_metadata` fetches and holds `metadata.json` against."""
+"""The schema against which MONAI's `verify_metadata` checks `metadata.json`."""
 
 README = """# {name}
 
@@ -60,14 +60,14 @@ def export_bundle(run: Run, out: Path) -> Path:
             `models/model.pt`, `docs/README.md`. It must be new or empty.
 
     Raises:
-        ConfigError: the run does not segment, or `out` holds something already.
+        ConfigError: the run does not segment, or `out` exists and is not empty.
         WeightsError: the run has no usable checkpoint.
         DataError: `out` cannot be written.
     """
     experiment = segmentation_of(run.experiment, str(run.folder))
     checkpoint = read_checkpoint(run.best)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: is there already; give a new folder for the bundle")
+        raise ConfigError(f"{out}: exists already; give a new folder for the bundle")
     aside = out.with_name(out.name + ".tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -93,7 +93,7 @@ def export_bundle(run: Run, out: Path) -> Path:
 
 
 def _check(bundle: Path) -> None:
-    """Build the network as MONAI will, from the config, and fill it."""
+    """Build the network from the config as MONAI will, and load its weights."""
     parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
     parser["bundle_root"] = str(bundle)
     load_predictor(parser.get_parsed_content("network_def"), bundle)
@@ -143,7 +143,7 @@ def _network(experiment: SegmentationExperiment, folder: Path) -> dict[str, Any]
             (f"${inside}", None) if source.endswith(".safetensors") else (source, f"$'file:' + {inside}")
         )
     elif weights is not None and weights.startswith("file:"):
-        weights = None  # it says nothing of its input, and the checkpoint has what it held
+        weights = None  # it has no input contract, and the checkpoint replaces its weights
     if str(settings.plan).endswith((".yaml", ".yml")):
         shutil.copy(str(settings.plan), folder / "configs" / "plan.yaml")
         options["plan"] = "$@bundle_root + '/configs/plan.yaml'"
@@ -158,7 +158,7 @@ def _network(experiment: SegmentationExperiment, folder: Path) -> dict[str, Any]
 
 
 def _metadata(experiment: SegmentationExperiment, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The bundle's `metadata.json`, as MONAI's schema has it."""
+    """The bundle's `metadata.json`, by MONAI's schema."""
     data, window = experiment.data, to_triple(experiment.prediction.window or experiment.data.patch, "window")
     names = ["background", *data.label_names]
     shared = {"type": "image", "dtype": "float32", "spatial_shape": list(window), "is_patch_data": True}
@@ -196,13 +196,13 @@ def _metadata(experiment: SegmentationExperiment, checkpoint: dict[str, Any]) ->
 
 
 def with_norms(network: nn.Module, norm: str) -> nn.Module:
-    """The segmenter with instance or group norm in its encoder, as `tuning.batchnorm` had it in training."""
+    """The segmenter with instance or group norm in its encoder, as `tuning.batchnorm` set it in training."""
     convert_norms(network.encoder, norm)  # type: ignore[arg-type]
     return network
 
 
 def load_predictor(network: nn.Module, bundle: str | Path) -> Predictor:
-    """The network of a bundle with its weights, and all that it takes to predict a scan.
+    """The network of a bundle with its weights, ready to predict scans.
 
     Raises:
         WeightsError: `models/model.pt` is missing, damaged, or of another network.
@@ -219,7 +219,7 @@ def load_predictor(network: nn.Module, bundle: str | Path) -> Predictor:
 
 
 def predict(predictor: Predictor, inputs: Sequence[str], out: str) -> list[str]:
-    """Write the masks of scans into a folder, as `medi3d predict` does; gives their paths.
+    """Write the masks of scans into a folder, as `medi3d predict` does; returns their paths.
 
     Raises:
         ConfigError: there is no input.

@@ -1,4 +1,4 @@
-"""Name the action in a video file: what `medi3d classify` does."""
+"""`medi3d classify`: name the action in a video file."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from medi3d.models.video.published_classifier import (
 
 
 def classify_file(path: str | Path, weights: str, top: int = 5) -> list[tuple[str, float]]:
-    """The likeliest classes of a clip with their probabilities; the whole clip is looked at, its centre crop.
+    """The most probable classes of a clip, from the centre crop of all its frames.
 
-    For weights of optical flow it is computed (TV-L1, about a second a frame) and kept in medi3d's cache.
+    Optical flow, where the weights need it, is computed (TV-L1, about a second per frame) and cached.
 
     Args:
         path: of the clip.
@@ -27,7 +27,7 @@ def classify_file(path: str | Path, weights: str, top: int = 5) -> list[tuple[st
         WeightsError, SourceError: see `build_published_classifier`.
     """
     settings = ClipSettings(streams=published_streams(weights))
-    if settings.streams != "rgb":  # flow takes minutes: tell first what else is missing
+    if settings.streams != "rgb":  # flow takes minutes: report first what else is missing
         check_published(weights)
     clip = load_clip(Clip(Path(path), 0, ""), settings)["image"]
     network, classes = build_published_classifier(weights)

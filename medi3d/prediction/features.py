@@ -1,4 +1,4 @@
-"""What a network makes of clips and volumes at one of its layers, kept as npz files."""
+"""Feature maps of clips and volumes at a layer of a network, written as npz files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ class Extractor:
     Attributes:
         network: takes `(1, C, D, H, W)`, in evaluation mode.
         data: of clips or of volumes.
-        names: of source and weights, or of the run, as they are noted in each file.
+        names: of source and weights, or of the run, as recorded in each file.
     """
 
     network: nn.Module
@@ -74,23 +74,23 @@ class Extractor:
         """A published classifier of clips (no source), an artifact, or a source that weights fill.
 
         Args:
-            source: see `create_encoder`; a name of docs/video.md; None: what the weights' row is of.
+            source: see `create_encoder`; a name of docs/video.md; None: the source of the weights' row.
             weights: a row, timm or file:PATH; an artifact brings its own.
             plan: kernels along depth; None: isotropic for volumes, video for clips.
             clips: whether clips are read, not volumes.
             window: lowest and highest value in HU; None: as MR, each volume by its percentiles.
 
         Raises:
-            SourceError: neither is given, or the source is no encoder.
+            SourceError: neither is given, or the source is not an encoder.
             WeightsError: the weights are missing, or do not fit.
         """
         names = {"network": source or weights or "", "weights": weights or ""}
         if source is None:
             if weights is None:
-                raise SourceError("which network? give a run folder, an artifact or a source, or --weights")
+                raise SourceError("no network given: name a run folder, an artifact, a source, or --weights")
             if not clips:
                 raise SourceError(
-                    f"weights {weights} alone are a network for clips; for volumes name its source too"
+                    f"weights {weights} mean a network for clips; for volumes name the source too"
                 )
             network, _ = build_published_classifier(weights)
             return cls(network, ClipSettings(streams=published_streams(weights)), names)
@@ -121,7 +121,7 @@ class Extractor:
         return cls(encoder.eval(), data, names)
 
     def load(self, files: Sequence[Path]) -> tuple[Tensor, dict[str, Any]]:
-        """One clip or volume as the network takes it, `(C, D, H, W)`, and what else is to be kept of it.
+        """One clip or volume as the network takes it, `(C, D, H, W)`, and further arrays to store.
 
         Raises:
             DataError: it is missing or damaged.
@@ -132,7 +132,7 @@ class Extractor:
         return image.image, {"spacing": np.array(spacing_dhw(image.canonical))}
 
     def find(self, inputs: Sequence[Path], out: Path) -> dict[str, Sequence[Path]]:
-        """Name -> files of each clip or volume that paths mean; equal names get their folder's in front."""
+        """Name -> files of each clip or volume; equal names are prefixed by their folder's."""
         if isinstance(self.data, VolumeSettings):
             scans = find_scans(inputs, out, self.data.channels, "same")
             return {scan.name: scan.images for scan in scans}
@@ -142,24 +142,22 @@ class Extractor:
         for path, stem in zip(paths, stems, strict=True):
             name = stem if stems.count(stem) == 1 else f"{path.resolve().parent.name}_{stem}"
             if name in found:
-                raise ConfigError(
-                    f"{path}: another input would be written to {name}.npz too; take them apart"
-                )
+                raise ConfigError(f"{path}: another input is also written to {name}.npz; run them separately")
             found[name] = [path]
         return found
 
 
 def are_clips(inputs: Sequence[Path]) -> bool:
-    """Whether paths are clips by their names, as against volumes.
+    """Whether paths are clips, by their names, rather than volumes.
 
     Raises:
-        ConfigError: some are and some are not.
+        ConfigError: they are mixed.
     """
     kinds = {path: _is_clip(path) or (path.is_dir() and bool(_clips_beside(path))) for path in inputs}
     if len(set(kinds.values())) > 1:
         clip = next(path for path, is_clip in kinds.items() if is_clip)
         volume = next(path for path, is_clip in kinds.items() if not is_clip)
-        raise ConfigError(f"{clip} is a clip and {volume} is none; one network takes one kind at a time")
+        raise ConfigError(f"{clip} is a clip and {volume} is not; one network takes one kind")
     return all(kinds.values())
 
 
@@ -169,15 +167,15 @@ def write_features(
     """Write NAME.npz for each input: "features" float32, "input_shape", "end_point", "network", "weights".
 
     Features are `(C, D', H', W')`, or pooled over D', H' and W' `(C,)`: activations, without a unit.
-    Positions lie `input_shape / (D', H', W')` voxels apart; of a volume "spacing" (D, H, W) gives the
-    voxels' sides in mm.
+    Positions lie `input_shape / (D', H', W')` voxels apart; for volumes, "spacing" (D, H, W) is
+    the voxel size in mm.
 
     Args:
         extractor: the network.
         inputs: files, or folders of them.
         out: the folder.
         at: see `end_point`.
-        pooled: whether to keep means alone.
+        pooled: store means over D', H' and W' only.
 
     Returns:
         A row for each file (input, path, shape), and a line for each input that could not be read.
@@ -218,12 +216,12 @@ def _clips_beside(folder: Path) -> list[Path]:
 
 
 def _clips_in(given: Path) -> list[Path]:
-    """A folder of clips as these clips; a clip, and whatever else it is, as it is."""
+    """The clips in a folder of clips; any other path unchanged."""
     return _clips_beside(given) or [given] if given.is_dir() and not _is_clip(given) else [given]
 
 
 def _streams(weights: str | None) -> str:
-    """Of clips for weights by their row; pictures where they do not say."""
+    """The streams that the row of the weights takes; RGB if it does not say."""
     return (
         "rgb"
         if weights in (None, "timm") or str(weights).startswith("file:")

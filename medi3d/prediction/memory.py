@@ -23,11 +23,11 @@ from medi3d.prediction.predictor import (
 )
 
 WORKSPACE = 1.5
-"""Memory of a forward pass over that of its tensors: libraries reorder and pad them."""
+"""Ratio of a forward pass's memory to that of its tensors: libraries reorder and pad them."""
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Counts the bytes of tensors that are made inside and not yet freed; `peak` is the most at once."""
+    """Counts the bytes of live tensors created inside; `peak` is their maximum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ class _LiveTensors(TorchDispatchMode):
 
 @evaluating()
 def forward_bytes(network: Callable[[Tensor], Tensor], image: Tensor) -> int:
-    """Bytes that `network` takes beyond its weights, by trying it on an image `(B, C, D, H, W)`."""
-    with _LiveTensors() as tensors:  # copies of the weights included, which stay while a scan is predicted
+    """Bytes that `network` takes beyond its weights, measured on an image `(B, C, D, H, W)`."""
+    with _LiveTensors() as tensors:  # includes the copies of the weights that stay while a scan is predicted
         network(image)
     return int(tensors.peak * WORKSPACE) + image.nbytes
 
@@ -78,7 +78,7 @@ class MemoryBudget:
         """Wait for `need` bytes.
 
         Raises:
-            Medi3dError: they are more than all.
+            Medi3dError: they exceed the limit.
         """
         if self._limit is None:
             return
@@ -100,9 +100,9 @@ class MemoryBudget:
 
 
 def reading_bytes(header: VolumeHeader, settings: VolumeSettings) -> int:
-    """Bytes that a scan takes at most while it is read, and its mask and confidence later.
+    """Upper bound of the bytes for reading a scan, and later for its mask and confidence.
 
-    Counted are the arrays that are alive at once: as stored, oriented and blurred as float32, resampled,
+    It counts the arrays that are alive at once: as stored, oriented and blurred as float32, resampled,
     normalised.
     """
     native = float(np.prod(header.size, dtype=float))
@@ -111,27 +111,27 @@ def reading_bytes(header: VolumeHeader, settings: VolumeSettings) -> int:
 
 
 def band_bytes(header: VolumeHeader, predictor: Predictor) -> int:
-    """Bytes of the sums of windows for all classes, and of the slabs that are brought to the scan's grid."""
+    """Bytes for summing windows of all classes, and for the slabs resampled to the scan's grid."""
     settings, native = predictor.volumes, float(np.prod(header.size, dtype=float))
     ratio = _voxel_ratio(header, settings)
     classes = len(settings.label_names) + 1
-    held = 5.0  # the sums, what was given out, its probabilities, and what the way back holds of them
+    held = 5.0  # the sums, the finished slab, its probabilities, and what resampling back holds
     if isinstance(predictor.inferer, SlidingWindow):
         held = min(held, held * predictor.inferer.size[0] / _depth(header, settings))
     slice_bytes = 4 * classes * native / min(header.size)
-    slabs = 6 * max(SLAB_BYTES, slice_bytes) * max(1.0, ratio)  # neighbours, weighed; probabilities, compared
+    slabs = 6 * max(SLAB_BYTES, slice_bytes) * max(1.0, ratio)  # weighted neighbours; compared probabilities
     return int(native * ratio * classes * 4 * held + slabs)
 
 
 def _voxel_ratio(header: VolumeHeader, settings: VolumeSettings) -> float:
-    """Voxels on the network's grid for each of the file's."""
+    """Voxels on the network's grid per voxel of the file."""
     if settings.spacing is None:
         return 1.0
     return float(np.prod(header.spacing) / np.prod(settings.spacing))
 
 
 def _depth(header: VolumeHeader, settings: VolumeSettings) -> float:
-    """Slices on the network's grid at the fewest: which axis is depth is not known from the header."""
+    """Lower bound of the slices on the network's grid: the header does not say which axis is depth."""
     sides = np.array(header.size, dtype=float)
     if settings.spacing is not None:
         sides *= np.array(header.spacing) / max(settings.spacing)
@@ -139,7 +139,7 @@ def _depth(header: VolumeHeader, settings: VolumeSettings) -> float:
 
 
 def batch_of(predictor: Predictor) -> tuple[int, ...]:
-    """Shape of what the network sees at once."""
+    """Shape of one forward pass's input."""
     inferer, settings = predictor.inferer, predictor.volumes
     if isinstance(inferer, SlidingWindow):
         return (inferer.at_once, settings.channels, *inferer.size)

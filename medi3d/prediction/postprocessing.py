@@ -13,11 +13,11 @@ from medi3d.errors import ConfigError
 from medi3d.files import written_aside
 
 TOUCHING = np.ones((3, 3, 3), bool)
-"""Voxels that share a corner belong together."""
+"""Voxels that share a corner are connected."""
 
 
 def keep_largest(mask: np.ndarray, numbers: Collection[int]) -> None:
-    """Turn all but the largest component of each of the labels `numbers` into background, in place."""
+    """Keep only the largest component of each label in `numbers`, in place."""
     boxes = ndimage.find_objects(mask)
     for number in numbers:
         box = boxes[number - 1] if number <= len(boxes) else None
@@ -30,7 +30,7 @@ def keep_largest(mask: np.ndarray, numbers: Collection[int]) -> None:
 
 
 def decide(rows: Sequence[Row]) -> list[str]:
-    """Labels whose mean Dice over the cases is better with the largest component alone.
+    """Labels whose mean Dice over the cases is higher with the largest component alone.
 
     Args:
         rows: of the validation, each with label, dice and dice_largest.

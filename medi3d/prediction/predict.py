@@ -1,4 +1,4 @@
-"""Masks of many scans: read, computed and written at the same time; what is finished is not done again."""
+"""Masks of many scans: reading, computing and writing overlap; up-to-date masks are skipped."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -34,12 +34,12 @@ from medi3d.prediction.scans import FORMATS, Scan, find_scans
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """How masks are made and kept.
+    """How masks are computed and stored.
 
     Attributes:
         format: of the masks, see `FORMATS`; "same": of the scan.
-        memory_gb: main memory that the program may take in all; None: no limit.
-        overwrite: predict finished scans again.
+        memory_gb: limit for the whole program's main memory; None: no limit.
+        overwrite: predict scans again whose mask is up to date.
     """
 
     format: str = "same"
@@ -50,7 +50,7 @@ class PredictionOptions:
         if self.format not in FORMATS:
             raise ConfigError(f"format is {self.format!r}: {', '.join(FORMATS)}")
         if self.memory_gb is not None and self.memory_gb <= 0:
-            raise ConfigError(f"memory is {self.memory_gb}: a number of GB, above 0")
+            raise ConfigError(f"memory is {self.memory_gb}: it must be a number of GB above 0")
 
 
 def run_prediction(
@@ -82,7 +82,7 @@ def predict_files(
     out: Path,
     options: PredictionOptions | None = None,
 ) -> tuple[list[Path], list[str]]:
-    """Segment scans with loaded networks; otherwise as `run_prediction`."""
+    """Segment scans with loaded networks; otherwise like `run_prediction`."""
     check_ensemble(predictors)
     options = options or PredictionOptions()
     scans = find_scans(inputs, out, predictors[0].volumes.channels, options.format)
@@ -91,7 +91,7 @@ def predict_files(
 
 @dataclass(frozen=True)
 class _Read:
-    """A scan in memory, as each member of the ensemble takes it; no images: its mask is there already."""
+    """A scan in memory, as each member of the ensemble takes it; without images: its mask is up to date."""
 
     scan: Scan
     key: str
@@ -101,12 +101,12 @@ class _Read:
 
 @dataclass
 class _Batch:
-    """Scans on their way from file to mask: while one is computed, the next is read, the last written."""
+    """Scans in a pipeline: while one is computed, the next is read and the last is written."""
 
     predictors: Sequence[Predictor]
     records: Records
     options: PredictionOptions
-    windows: int = 0  # bytes of the forward passes
+    windows: int = 0  # bytes for forward passes
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(None))
 
     def run(self, scans: Sequence[Scan]) -> tuple[list[Path], list[str]]:
@@ -118,7 +118,7 @@ class _Batch:
                 try:
                     read = reading.result()
                     if not read.images:
-                        log.info(f"{scan.images[0]}: its mask is there already, {scan.target}")
+                        log.info(f"{scan.images[0]}: its mask is up to date, {scan.target}")
                         continue
                     waiting.append((scan, self._compute(read, writer)))
                 except (Medi3dError, MemoryError, torch.OutOfMemoryError) as error:
@@ -135,7 +135,7 @@ class _Batch:
         return done, [failed[scan] for scan in scans if scan in failed]
 
     def _measure(self) -> None:
-        """What is left for scans of the memory, once networks and windows have theirs."""
+        """Compute the memory left for scans after networks and windows."""
         if self.options.memory_gb is None:
             return
         self.windows = max(forward_bytes(one.windowed, torch.zeros(batch_of(one))) for one in self.predictors)
@@ -167,7 +167,7 @@ class _Batch:
         return _Read(scan, key, images, size)
 
     def _fail(self, scan: Scan, error: BaseException) -> str:
-        """A scan that failed has no files, neither halves of this run nor masks of an earlier one."""
+        """Remove all files of a failed scan: partial ones, and masks of an earlier run."""
         with contextlib.suppress(Medi3dError):
             self.records.drop(scan)
         return _line(scan, error)
@@ -195,7 +195,7 @@ class _Batch:
             self.budget.give_back(read.size)
 
     def _estimate(self, scan: Scan) -> int:
-        """Bytes that a scan takes beside the windows, from its header; 0 where nothing is limited."""
+        """Bytes that a scan takes besides the windows, from its header; 0 without a limit."""
         if self.options.memory_gb is None:
             return 0
         header = read_header(scan.images[0])
@@ -215,7 +215,7 @@ def _loads_alike(one: VolumeSettings, other: VolumeSettings) -> bool:
 
 
 def _ahead(reader: ThreadPoolExecutor, read: partial, scans: Sequence[Scan]) -> Iterator[tuple[Scan, Future]]:
-    """Scans and what is read of them, the next one begun before the last is asked for."""
+    """Scans with their pending reads; each read starts before the previous scan is yielded."""
     pending: list[tuple[Scan, Future]] = []
     for scan in scans:
         pending.append((scan, reader.submit(read, scan)))

@@ -1,4 +1,4 @@
-"""A trained network, or several, and the mask that they make of a scan on its own grid."""
+"""A trained network or an ensemble, and its mask of a scan on the scan's own grid."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,18 +26,18 @@ from medi3d.files import file_sha256
 from medi3d.prediction.postprocessing import keep_largest, read_largest
 
 CONFIDENCE_STEPS = 255
-"""Confidences are kept in a byte a voxel: to 0.2 %."""
+"""Confidences are stored in one byte per voxel: a resolution of 0.4 %."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained network with all that it takes to predict a case.
+    """A trained network, ready to predict cases.
 
     Attributes:
         data: how its scans or clips are read.
         network: on its device.
-        inferer: how a whole case is seen.
-        precision: that it computes in.
+        inferer: how a whole case is predicted.
+        precision: arithmetic and memory format.
         prediction: mirrored copies, tolerance of the surface Dice.
         largest: numbers of the labels that keep only their largest component.
         identity: differs between predictors that may predict differently.
@@ -80,13 +80,13 @@ class Predictor:
         largest: Collection[str],
         name: str,
     ) -> "Predictor":
-        """A network that has its weights.
+        """A predictor for a network with loaded weights.
 
         Args:
             experiment: how it was trained.
             task: from `make_task`.
-            network: filled.
-            weights: SHA-256 of the file that filled it.
+            network: with its weights.
+            weights: SHA-256 of its weights file.
             largest: names of the labels that keep only their largest component.
             name: of the run or bundle, for messages.
         """
@@ -110,7 +110,7 @@ class Predictor:
 
     @property
     def windowed(self) -> Network:
-        """The network as windows are given to it: placed, in its precision, mirrored."""
+        """The network that predicts windows: on its device, in its precision, mirrored."""
         swaps = self.data.swaps if isinstance(self.data, VolumeSettings) else ()
         return mirrored(placed(self.network, self.precision), self.prediction.mirror, swaps)
 
@@ -123,7 +123,7 @@ class Predictor:
         return predict_labels(image.image, self.windowed, self.inferer)
 
     def probabilities(self, image: LoadedImage, grid: sitk.Image) -> Iterator[Tensor]:
-        """Probabilities `(classes, s, H, W)` on the scan's grid turned to LPS, slab after slab."""
+        """Probabilities `(classes, s, H, W)` on the scan's grid turned to LPS, slab by slab."""
         slabs = (slab.softmax(dim=0) for slab in slabs_of(image.image, self.windowed, self.inferer))
         return restored_slabs(slabs, image.canonical, grid)
 
@@ -150,8 +150,8 @@ class Segmentation:
 def segment(predictors: Sequence[Predictor], images: Sequence[LoadedImage]) -> Segmentation:
     """The mask by the mean of the probabilities of all predictors.
 
-    Probabilities of all classes exist for a few slices at a time only: a slab is averaged, its
-    strongest class taken, and forgotten.
+    Probabilities of all classes exist for a few slices at a time only: each slab is averaged, reduced to its
+    most probable class, and freed.
 
     Args:
         predictors: one, or an ensemble whose classes are the same.
@@ -171,8 +171,8 @@ def segment(predictors: Sequence[Predictor], images: Sequence[LoadedImage]) -> S
         mask[done:until] = winner.to(torch.uint8).cpu().numpy()
         strength[done:until] = (highest * CONFIDENCE_STEPS).round().to(torch.uint8).cpu().numpy()
         done = until
-        del mean, highest, winner  # not beside the next ones
-    # Where members disagree about what validation showed, nothing is taken away.
+        del mean, highest, winner  # free before the next slab
+    # A component is removed only where all members agree.
     keep_largest(mask, set.intersection(*(set(one.largest) for one in predictors)))
     voxels = np.bincount(mask.ravel(), minlength=classes)[1:]
     sums = [float(strength[mask == number].sum(dtype=np.float64)) for number in range(1, classes)]

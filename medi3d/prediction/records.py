@@ -1,4 +1,4 @@
-"""What is known of each finished mask, so that it is neither made twice nor trusted when it is stale."""
+"""Records of finished masks, so that each is computed once and a stale one is never kept."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ from medi3d.files import write_table, written_aside
 from medi3d.prediction.scans import Scan
 
 FORMAT = 1
-"""Of the records; another one makes all masks be predicted again."""
+"""Version of the records; a new version recomputes all masks."""
 
 
 def key_of(images: Iterable[Path], identities: Sequence[str]) -> str:
-    """A name for the content of the scan's files together with all that predicts it.
+    """A digest of the scan's files and of everything that predicts its mask.
 
     Raises:
         DataError: a file cannot be read.
@@ -50,15 +50,15 @@ class Records:
         self._out, self._folder = out, out / ".records"
 
     def holds(self, scan: Scan, key: str) -> bool:
-        """True if the scan's mask, made under `key`, is there unchanged."""
+        """Whether the scan's mask, computed under `key`, exists unchanged."""
         record = self._read(self._path(scan))
         return record.get("key") == key and record.get("files") == self._sums(scan)
 
     def add(self, scan: Scan, key: str, rows: Sequence[Row]) -> None:
-        """Note a mask that is complete.
+        """Record a complete mask.
 
         Raises:
-            DataError: the note cannot be written.
+            DataError: the record cannot be written.
         """
         record = {"key": key, "mask": scan.target.name, "files": self._sums(scan), "rows": list(rows)}
         try:
@@ -69,10 +69,10 @@ class Records:
             raise DataError(f"{self._path(scan)}: cannot be written: {error.strerror}") from error
 
     def drop(self, scan: Scan) -> None:
-        """Take away what an earlier run wrote for the scan: it must not pass for what is asked for now.
+        """Remove an earlier run's files for the scan, so that they cannot be mistaken for new ones.
 
         Raises:
-            DataError: a file cannot be taken away.
+            DataError: a file cannot be removed.
         """
         path = self._path(scan)
         recorded = [self._out / Path(str(name)).name for name in self._read(path).get("files") or ()]
@@ -80,7 +80,7 @@ class Records:
             for old in {scan.target, *([scan.seg] if scan.seg else []), *recorded, path}:
                 old.unlink(missing_ok=True)
         except OSError as error:
-            raise DataError(f"{error.filename}: old, and cannot be taken away: {error.strerror}") from error
+            raise DataError(f"{error.filename}: outdated, and cannot be removed: {error.strerror}") from error
 
     def write_table(self) -> None:
         """Write `predictions.csv`: a row for each label of each mask in the folder.
@@ -111,6 +111,6 @@ class Records:
     def _read(path: Path) -> dict[str, Any]:
         try:
             record = json.loads(path.read_text())
-        except (OSError, ValueError):  # not there, or damaged: then the mask is made again
+        except (OSError, ValueError):  # missing or damaged: the mask is computed again
             return {}
         return record if isinstance(record, dict) else {}

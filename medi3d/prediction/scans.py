@@ -1,4 +1,4 @@
-"""Which scans a list of paths means, and where the mask of each goes."""
+"""The scans among a list of paths, and the path of each mask."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ FORMATS = {"same": "", "nii": ".nii", "nii.gz": ".nii.gz", "nrrd": ".nrrd", "mha
 """Format -> suffix of a mask, "" for that of its scan; "seg" adds a DICOM SEG to that of a DICOM series."""
 
 MASK_SUFFIX = {".mhd": ".mha", ".nhdr": ".nrrd", "": ".nii.gz"}
-"""Suffix of a scan -> of its mask, where they differ; a DICOM folder has none."""
+"""Suffix of a scan -> suffix of its mask, where they differ; a DICOM folder has none."""
 
 CHANNEL = re.compile(r"(.+)_\d{4}")
 
@@ -37,17 +37,18 @@ class Scan:
 
 
 def find_scans(inputs: Sequence[Path], out: Path, channels: int, format: str) -> list[Scan]:
-    """The scans that paths mean. Where several have one name, that of their folder is put in front.
+    """The scans among the paths. Scans of equal names are prefixed by their folder's name.
 
     Args:
         inputs: files, folders of one DICOM series, or folders of files and of such folders; `out` and folders
             without a scan are left out of these, the latter with a line in the log.
         out: folder of the masks.
-        channels: of a case; if several, files NAME_0000, NAME_0001, ... are one case (nnU-Net's layout).
+        channels: number per case; if several, files NAME_0000, NAME_0001, ... are one case (nnU-Net's
+            layout).
         format: of the masks, see `FORMATS`.
 
     Raises:
-        ConfigError: two scans would write one mask, or a mask would replace its scan.
+        ConfigError: two scans would share one mask, or a mask would replace its scan.
         DataError: a folder holds slices of a series and volumes side by side.
     """
     paths = [path for given in inputs for path in (given.is_dir() and _scans_in(given, out)) or [given]]
@@ -59,7 +60,9 @@ def find_scans(inputs: Sequence[Path], out: Path, channels: int, format: str) ->
         suffix = _suffix(case[0])
         target = out / (name + (FORMATS[format] or MASK_SUFFIX.get(suffix, suffix)))
         if any(target == scan.target for scan in scans):
-            raise ConfigError(f"{case[0]}: another input is written to {target} too; predict them apart")
+            raise ConfigError(
+                f"{case[0]}: another input is also written to {target}; predict them separately"
+            )
         if target.resolve() in [path.resolve() for path in case]:
             raise ConfigError(f"{case[0]}: the mask would replace the scan; give another folder with --out")
         seg = out / f"{name}.seg.dcm" if format == "seg" and case[0].is_dir() else None

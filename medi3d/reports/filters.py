@@ -24,9 +24,9 @@ def first_kernel(network: Any) -> Tensor:
 
 
 def plot_filters_over_time(before: Tensor, after: Tensor, path: Path) -> Path:
-    """The first 64 filters `(out, in, T, H, W)`: summed over time, as training found them, and trained.
+    """The first 64 filters `(out, in, T, H, W)`: summed over time, before and after training.
 
-    Each filter has its time from left to right and its own scale; three channels are shown as RGB.
+    Time runs from left to right; each filter has its own scale; three channels are shown as RGB.
     """
     panels = {
         "2D": before.sum(dim=2, keepdim=True),

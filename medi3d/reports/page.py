@@ -1,4 +1,4 @@
-"""HTML pages that need no other file: one template and one stylesheet for every report."""
+"""Self-contained HTML pages: one stylesheet for every report."""
 
 import base64
 from pathlib import Path
@@ -17,7 +17,7 @@ def embedded(picture: Path) -> str:
 
 
 def write_page(path: Path, template: str, **content: Any) -> Path:
-    """Fill a template of this folder; each of them extends `page.html`."""
+    """Render a template to a page; each template extends `page.html`."""
     environment = Environment(
         loader=PackageLoader("medi3d.reports", "templates"),
         autoescape=True,

@@ -68,7 +68,7 @@ def plot_overlay(
 
 
 def plot_confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str], path: Path) -> None:
-    """How often each class was taken for which; `pairs` are (right, predicted)."""
+    """A confusion matrix; `pairs` are (true, predicted)."""
     side = 3 + 0.35 * len(classes)
     figure = Figure(figsize=(side, side), layout="constrained")
     draw_confusion(figure.subplots(), pairs, classes)
@@ -76,13 +76,13 @@ def plot_confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str], pat
 
 
 def draw_confusion(axes: Axes, pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> None:
-    """A table of counts: right classes downwards, predicted ones across."""
+    """A table of counts: true classes in rows, predicted classes in columns."""
     counts = np.zeros((len(classes), len(classes)), dtype=int)
     for right, predicted in pairs:
         counts[classes.index(right), classes.index(predicted)] += 1
     axes.imshow(counts, cmap="Blues")
     ticks: dict[str, Any] = {"xticks": range(len(classes)), "yticks": range(len(classes))}
-    axes.set(xlabel="predicted", ylabel="right", **ticks)
+    axes.set(xlabel="predicted", ylabel="true", **ticks)
     axes.set_xticklabels(classes, rotation=90)
     axes.set_yticklabels(classes)
     for (row, column), count in np.ndenumerate(counts):
@@ -92,14 +92,14 @@ def draw_confusion(axes: Axes, pairs: Sequence[tuple[str, str]], classes: Sequen
 
 
 def plot_pretext(rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
-    """The middle slice of some patches of a pretraining: shown, answered, right; each `(D, H, W)`."""
+    """The middle slice of some patches of a pretraining: input, answer, target; each `(D, H, W)`."""
     figure = Figure(figsize=(7, 2.4 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), 3, squeeze=False)
     for line, parts in zip(grid, rows, strict=True):
         low, high = parts[2].min(), parts[2].max()
         ranges = ((-1, 1), (low, high), (low, high))
         for axes, part, title, (least, most) in zip(
-            line, parts, ("shown", "answer", "right"), ranges, strict=True
+            line, parts, ("input", "answer", "target"), ranges, strict=True
         ):
             axes.imshow(part[len(part) // 2], cmap="gray", vmin=least, vmax=most, interpolation="nearest")
             axes.set(title=title, xticks=[], yticks=[])
@@ -107,13 +107,13 @@ def plot_pretext(rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], path
 
 
 def _fullest_slice(mask: np.ndarray, axis: int) -> int:
-    """Index of the slice across `axis` with the most labelled voxels; the middle one where there is none."""
+    """Index of the slice across `axis` with the most labelled voxels; the middle slice if there is none."""
     counts = (mask > 0).sum(axis=tuple(other for other in range(3) if other != axis))
     return int(counts.argmax()) if counts.any() else mask.shape[axis] // 2
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure, as its suffix says; an SVG keeps its words as words and is the same each time."""
+    """Write a figure in the format of its suffix; an SVG keeps text as text and is reproducible."""
     path.parent.mkdir(parents=True, exist_ok=True)
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "medi3d"}
     metadata = {"Date": None} if path.suffix == ".svg" else None

@@ -1,4 +1,4 @@
-"""A run on one page that needs no other file: `report.html`."""
+"""The report of a run, one self-contained page."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ CONVENTIONS = {
     "pretraining": "explained: part of the variance of the hidden or damaged voxels that was restored, on "
     "volumes held back from the pretext (1: all, 0: no better than their mean); dice: mean over the labels.",
 }
-"""How the numbers are to be read, by task."""
+"""How to read the numbers, by task."""
 
 
 def write_report(run: Run, tables: Mapping[str, Sequence[Row]]) -> Path:

@@ -32,7 +32,9 @@ def run_folds(run: Run, *, resume: bool = False) -> list[Row]:
     """
     folds = run.members
     run.check(resume=resume)
-    with distributed.joined_processes():  # once: joining anew for each fold, they miss each other
+    with (
+        distributed.joined_processes()
+    ):  # once for all folds: processes that rejoin for each fold miss each other
         first = distributed.is_writer()
         if first:
             run.start()
@@ -49,7 +51,7 @@ def run_folds(run: Run, *, resume: bool = False) -> list[Row]:
 
 
 def evaluate_folds(run: Run, split: str) -> list[Row]:
-    """Score the folds anew: each on its held-out cases ("validation"), or the ensemble on another split.
+    """Score the folds again: each on its held-out cases ("validation"), or the ensemble on another split.
 
     Raises:
         ConfigError: the split is "training": every case trained some of the folds.
@@ -96,12 +98,12 @@ def score_folds(run: Run) -> list[Row]:
 
 
 def summarise(rows: Sequence[Row], subjects: dict[str, str] | None = None) -> list[Row]:
-    """A row for each label, and "mean" over the labels: cases, and of each metric mean, low and high end.
+    """A row for each label and for their "mean": number of cases; mean and interval of each metric.
 
     Args:
         rows: one for each case and label.
-        subjects: name of a case -> its subject, whose cases are drawn together for the 95 % interval; a case
-            that is not in it is a subject of its own.
+        subjects: case -> its subject, whose cases are resampled together for the 95 % interval; a case
+            without an entry is its own subject.
     """
     cases = list(dict.fromkeys(row["case"] for row in rows))
     groups = [(subjects or {}).get(case, case) for case in cases]
@@ -121,7 +123,7 @@ def summarise(rows: Sequence[Row], subjects: dict[str, str] | None = None) -> li
 
 
 def with_intervals(table: Sequence[Row]) -> list[Row]:
-    """Rows of `summarise` with each interval in brackets behind its mean, for people."""
+    """Rows of `summarise` with each interval in brackets after its mean, for display."""
     return [
         {
             key: f"{value:.4f} ({row[f'{key}_low']:.4f} to {row[f'{key}_high']:.4f})"

@@ -1,4 +1,4 @@
-"""Batch norm after a change of domain: what it expects, what volumes bring, and what to do about it."""
+"""Batch norm after a change of domain: the shift of statistics, measured and corrected."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from medi3d.engine.precision import Precision
 from medi3d.models.norms import VolumeNorm, batch_norms
 
 LEAST_VARIANCE = 1e-3
-"""Of a normalised channel: a channel that is dead on the volumes counts as this."""
+"""Floor for the variance of a normalised channel, for channels that are dead on the volumes."""
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def recalibrate(encoder: nn.Module, volumes: Iterable[Tensor], precision: Precis
     """Give the batch norms of an encoder the statistics of these volumes, each `(B, C, D, H, W)`.
 
     Mean and variance of the batches are averaged, in one pass (AdaBN: Li et al. 2016, arXiv:1603.04779).
-    All else, weights included, stays as it is.
+    Nothing else changes.
     """
     layers = batch_norms(encoder)
     with _modes_kept(encoder):
@@ -37,7 +37,7 @@ def recalibrate(encoder: nn.Module, volumes: Iterable[Tensor], precision: Precis
 
 @contextlib.contextmanager
 def _modes_kept(encoder: nn.Module) -> Iterator[None]:
-    """In evaluation mode; after it modes and momenta are as they were."""
+    """Evaluation mode inside; modes and momenta are restored."""
     modes = {module: module.training for module in encoder.modules()}
     momenta = {layer: layer.momentum for layer in batch_norms(encoder).values()}
     encoder.eval()
@@ -54,7 +54,7 @@ def _modes_kept(encoder: nn.Module) -> Iterator[None]:
 def measure_drift(encoder: nn.Module, volumes: Iterable[Tensor], precision: Precision) -> list[Row]:
     """How far the encoder's activations on these volumes are from what its norms expect, stage by stage.
 
-    A norm expects that what it has normalised has mean 0 and variance 1 in every channel.
+    A norm expects its normalised activations to have mean 0 and variance 1 in every channel.
 
     Args:
         encoder: gives a list of maps.
@@ -135,7 +135,8 @@ def _rms(parts: Sequence[Tensor]) -> float:
 def stages(encoder: nn.Module) -> list[list[str]]:
     """Names of the parameters by the first map (from 0, the finest) that depends on them.
 
-    Found by differentiation, so it holds for any network; what no map depends on belongs to the last stage.
+    Found by differentiation, so it holds for any network. Parameters that no map depends on belong to the
+    last stage.
     """
     owner: Any = encoder
     asking = {name: p.requires_grad for name, p in encoder.named_parameters()}

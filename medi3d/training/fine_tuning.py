@@ -1,4 +1,4 @@
-"""What happens to a pretrained encoder before and while it is fine-tuned, beyond its learning rate."""
+"""Treatment of a pretrained encoder before and during fine-tuning, beyond its learning rate."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,14 +26,14 @@ from medi3d.models.norms import batch_norms, freeze_norms
 from medi3d.training.domain_shift import measure_drift, recalibrate, stages
 
 CALIBRATION = 32
-"""Training samples that batch norms are recalibrated on."""
+"""Number of training samples for recalibrating batch norms."""
 
 
 def prepare_encoder(run: Run, task: Task, network: nn.Module, data: Data, precision: Precision) -> None:
     """Before the first step: recalibrate batch norms if asked, and write `drift.csv` of a pretrained encoder.
 
-    The table has the rows of `measure_drift` for the weights as they were loaded, and once more where the
-    batch norm policy changed something, on the first training samples.
+    The table has the rows of `measure_drift` on the first training samples: for the loaded weights, and again
+    where the batch norm policy changed something.
     """
     experiment, tuning = run.experiment, run.experiment.tuning
     encoder: Any = getattr(network, "encoder", None)
@@ -88,8 +88,8 @@ def tune(experiment: Experiment, network: nn.Module, frozen: Sequence[nn.Module]
 def pull_to_start(state: TrainingState, strength: float) -> None:
     """L2-SP (Li et al. 2018, arXiv:1802.01483): the encoder's weights decay to where they start, not to 0.
 
-    After each step every weight w goes by lr · strength · (w₀ − w), the gradient of ½ · strength · ‖w − w₀‖²,
-    taken apart from Adam's scaling as AdamW takes weight decay. Call it before a checkpoint is loaded.
+    After each step every weight w moves by lr · strength · (w₀ − w), the gradient of ½ · strength · ‖w −
+    w₀‖², decoupled from Adam's scaling like AdamW's weight decay. Call it before a checkpoint is loaded.
     """
     groups = [group for group in state.optimizer.param_groups if group["name"] == "encoder"]
     starts = {p: p.detach().clone() for group in groups for p in group["params"]}
@@ -105,21 +105,21 @@ def pull_to_start(state: TrainingState, strength: float) -> None:
 
 
 class GradualUnfreezing:
-    """Trains the encoder's stages one after another, the deepest first (ULMFiT: Howard & Ruder 2018).
+    """Unfreezes the encoder's stages one after another, deepest first (ULMFiT: Howard & Ruder 2018).
 
-    Of L stages the deepest is trained from a share/L of the training on, the finest from `share` on; a
-    stage that waits is frozen, running statistics included. Which ones follow from the step alone.
+    With L stages the deepest is trained after a fraction share/L of the training, the finest after `share`; a
+    waiting stage is frozen, running statistics included. The step alone decides which.
 
     Args:
         network: has an encoder that gives a list of maps.
-        state: tells how far training has come.
-        share: of the training in which a part of the encoder is frozen, 0 to 1.
+        state: knows the progress of the training.
+        share: fraction of the training in which part of the encoder is frozen, 0 to 1.
         frozen: the trainer's list of modules in evaluation mode; it is kept up to date.
     """
 
     def __init__(self, network: nn.Module, state: TrainingState, share: float, frozen: list[nn.Module]):
         if distributed.ranks() > 1:
-            raise ConfigError("tuning.unfreeze: one process trains, not several; leave it at 0 with torchrun")
+            raise ConfigError("tuning.unfreeze works in one process only; leave it at 0 with torchrun")
         self.state, self.share, self.frozen, self.always = state, share, frozen, list(frozen)
         encoder: Any = network.encoder
         named = dict(encoder.named_parameters())

@@ -1,4 +1,4 @@
-"""What a pretraining leaves: an encoder as an artifact that knows its origin, and who has seen which case."""
+"""The result of a pretraining: an encoder as an artifact with its provenance, case by case."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -28,18 +28,18 @@ from medi3d.reports.run_report import write_report
 from medi3d.training.domain_shift import recalibrate
 
 RECALIBRATION = 64
-"""Patches that the batch norms of the kept encoder are calibrated on."""
+"""Number of patches for calibrating the batch norms of the kept encoder."""
 
 
 def keep_encoder(run: Run) -> dict[str, Any]:
     """Write the best encoder of a pretraining as `encoder.safetensors`, with pictures and a report.
 
-    Its batch norms get the statistics of whole patches in place of damaged ones, for that is what it will
-    see. Its provenance holds the pretext, the steps, the seed, the score, what it started from, and the
-    name and SHA-256 of every file that it was trained on.
+    Its batch norms are recalibrated on undamaged patches, which are what it will see. Its provenance holds
+    the pretext, the steps, the seed, the score, what it started from, and the name and SHA-256 of every file
+    that it was trained on.
 
     Returns:
-        "artifact", "sha256", "steps", "score" and what the score is called.
+        "artifact", "sha256", "steps", and the score under its name.
 
     Raises:
         WeightsError: the run has no usable checkpoint, or the artifact cannot be written.
@@ -86,7 +86,7 @@ def keep_encoder(run: Run) -> dict[str, Any]:
 
 
 def _patches(samples: PretextSamples, volumes: Sequence[Volume]) -> Iterator[Tensor]:
-    """Undamaged training patches in pairs, `(2, C, D, H, W)`, the same ones each time."""
+    """Undamaged training patches in pairs, `(2, C, D, H, W)`; deterministic."""
     chosen = [volumes[i * len(volumes) // RECALIBRATION] for i in range(RECALIBRATION)]
     for first in range(0, RECALIBRATION, 2):
         pair = []
@@ -115,7 +115,7 @@ def _fingerprints(volumes: Sequence[Volume]) -> list[dict[str, Any]]:
 def _draw(
     network: nn.Module, samples: PretextSamples, volumes: Sequence[Volume], precision: Precision, path: Path
 ) -> None:
-    """What the network was shown, what it answered and what was right, for a few validation volumes."""
+    """Input, answer and target for a few validation volumes."""
     rows = []
     for volume in volumes[:4]:
         sample = samples.whole(samples.load(volume))

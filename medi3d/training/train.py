@@ -77,9 +77,9 @@ def _train(run: Run, device: torch.device, split: str) -> dict[str, Any]:
     experiment, settings = run.experiment, run.experiment.training
     task, data = make_task(experiment), prepare_data(experiment)
     if (settings.cpu_seconds or settings.gpu_seconds) and distributed.ranks() > 1:
-        raise ConfigError(f"training ends by compute: one process counts it, not {distributed.ranks()}")
+        raise ConfigError(f"a budget of compute needs a single process, not {distributed.ranks()}")
     if experiment.task == "segmentation" and artifact_of(experiment):
-        # The cases that are scored; those that only choose the checkpoint may have been seen, unlabelled.
+        # Cases that are scored must be unseen; those that choose the checkpoint need not be.
         check_unseen(experiment, cases_of(run.volumes, split))
     precision, tuning = Precision.choose(settings.precision, device), experiment.tuning
     network = make_network(experiment, task)

@@ -51,9 +51,9 @@ def test_flat(scores, flat):
 
 def test_a_plateau_lets_the_rate_fall_over_a_quarter_of_the_steps():
     budget = Budget(TrainingSettings(steps=1000, warmup=0.0, schedule="plateau", patience=1), Spent())
-    budget.judge(100, [0.5, 0.8])
-    budget.judge(200, [0.5, 0.8, 0.8])
-    budget.judge(250, [0.5, 0.8, 0.8, 0.8])
+    budget.note_scores(100, [0.5, 0.8])
+    budget.note_scores(200, [0.5, 0.8, 0.8])
+    budget.note_scores(250, [0.5, 0.8, 0.8, 0.8])
     assert budget.flat_at == 200
     assert [budget.factor(step) for step in (199, 200, 225)] == [1, 1, pytest.approx(0.5)]
     assert [step for step in (249, 250) if budget.is_over(step)] == [250]

@@ -43,7 +43,7 @@ def test_a_fixed_encoder_is_not_in_the_optimiser():
 
 def test_a_network_without_encoder_trains_whole_but_cannot_be_fixed():
     assert sizes(parameter_groups(nn.Conv3d(1, 2, 1), 0.1, 0.2)) == {"rest": (4, 0.1)}
-    with pytest.raises(ConfigError, match="Conv3d has no encoder that could be frozen"):
+    with pytest.raises(ConfigError, match="Conv3d has no encoder to freeze"):
         frozen_parts(nn.Conv3d(1, 2, 1), "fixed")
 
 

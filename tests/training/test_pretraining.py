@@ -161,7 +161,7 @@ def test_validation_cases_are_never_seen(cohort, config, pretrained, tmp_path):
         check_unseen(target, data.training)
     with pytest.raises(DataError, match="was pretrained on this validation case"):
         run_training(Run(tmp_path / "judged", target), split="training")
-    with pytest.raises(ConfigError, match="an artifact has its weights, and strategy original wants none"):
+    with pytest.raises(ConfigError, match="an artifact holds weights, which strategy original cannot use"):
         make_network(dataclasses.replace(target, strategy="original"), make_task(target))
 
 
@@ -178,7 +178,7 @@ def test_a_validation_sample_is_the_same_each_time(cohort, config):
     [
         ("network.source=unet", "3D from the start"),
         ("strategy=fixed", "pretraining trains all weights"),
-        ("data.validation=8", "none is left to train on"),
+        ("data.validation=8", "is left for training"),
         ("pretext.kind=colour", "pretext.kind is 'colour'"),
         ("tuning.batchnorm=group", "has its batch norms"),
     ],
