@@ -1,9 +1,9 @@
-"""The order of axes, said once.
+"""The order of axes, defined once.
 
 Inside medi3d every tensor is `(B, C, D, H, W)`. `D` is the depth of a volume and the time of a
 clip: one axis, two names. Data is brought to this order where it is read (TorchIO has
 (C, W, H, D), nibabel (X, Y, Z), SimpleITK arrays (Z, Y, X), decoded video (T, H, W, C));
-behind that border nobody permutes.
+nothing behind that border permutes.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Triple = tuple[int, int, int]
 
 
 def check_volume(shape: Sequence[int], channels: int) -> None:
-    """Refuse what is no `(B, C, D, H, W)` with so many channels.
+    """Raise unless the shape is `(B, C, D, H, W)` with `channels` channels.
 
     Raises:
         ShapeError: it is not 5-D, an axis is empty, or it has another number of channels.

@@ -11,10 +11,10 @@ console = Console()
 
 
 def print_facts(title: str, facts: dict[str, Any]) -> None:
-    """Keys and values, one a line."""
+    """Keys and values, one per line."""
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
-    table.add_column(overflow="fold")  # a checksum is shown to its end
+    table.add_column(overflow="fold")  # show checksums in full
     for key, value in facts.items():
         if value not in (None, "", (), {}):
             table.add_row(key, str(value))
@@ -22,7 +22,7 @@ def print_facts(title: str, facts: dict[str, Any]) -> None:
 
 
 def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Any rows with the same columns; yes and no as such."""
+    """Rows with the same columns; booleans as yes and no."""
     table = Table(*rows[0], title=title, title_justify="left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))

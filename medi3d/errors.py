@@ -1,4 +1,4 @@
-"""What can go wrong for a user. Each message says what was wrong, the value, and what would be right.
+"""Errors that a user can cause. Each message says what was wrong, the value, and what would be right.
 
 The command line prints the message of a `Medi3dError` as one line and exits with code 1;
 any other exception is a defect of medi3d.

@@ -11,7 +11,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Gives a name beside `path`, with its suffix, to write to; it becomes `path` when all has gone well."""
+    """Yield a temporary path beside `path`, with its suffix; on success it is renamed to `path`."""
     aside = path.with_name(f".tmp-{path.name}")
     try:
         yield aside
@@ -30,7 +30,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_table(path: Path, words: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Rows of a CSV that `write_table` wrote, numbers as such except in columns `words`; no file: none."""
+    """Rows of a CSV from `write_table`, numbers parsed except in columns `words`; [] without a file."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""3D convolutions that oneDNN, the CPU library of PyTorch, computes wrongly or slowly: worked around once."""
+"""Workarounds for 3D convolutions that oneDNN, PyTorch's CPU library, computes wrongly or slowly."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class RightConv3d(nn.Conv3d):
-    """`nn.Conv3d`, padded by a copy where oneDNN would get its gradients wrong: `padded_where_short`."""
+    """`nn.Conv3d`, padded by a copy where oneDNN would compute wrong gradients: `padded_where_short`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Conv3d`."""
+        """Like `nn.Conv3d`."""
         reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         padding = [one // 2 for one in reach] if self.padding == "same" else self.padding
         copied = self.padding_mode != "zeros" or (self.padding == "same" and any(one % 2 for one in reach))
@@ -30,7 +30,7 @@ def convolve(
 ) -> Tensor:
     """`F.conv2d` or `F.conv3d`, on the CPU by oneDNN wherever the input is in channels-last memory.
 
-    Small convolutions of a single volume PyTorch leaves to a slow kernel of its own (`use_mkldnn` in
+    PyTorch gives small convolutions of a single volume to a slow kernel of its own (`use_mkldnn` in
     aten/src/ATen/native/Convolution.cpp), whose output is not channels-last, so that every layer behind it is
     slow too: forward passes of I3D gain a third.
     """
@@ -44,11 +44,11 @@ def convolve(
 def padded_where_short(
     x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """Input and padding of a 3D convolution; what is short along depth is padded by a copy.
+    """Input and padding of a 3D convolution; a short depth axis is padded by a copy.
 
-    With fewer positions along depth than taps, oneDNN on CPUs with bfloat16 leaves a part of the weights'
-    gradient unwritten, and what lay in memory trains the network (seen with torch 2.13: kernel 3 on depth 2,
-    kernel 5 on depth 2 to 4; float32, in-plane axes and inputs that are padded already are right).
+    With fewer positions along depth than taps, oneDNN on CPUs with bfloat16 leaves part of the weights'
+    gradient uninitialised (seen with torch 2.13: kernel 3 on depth 2,
+    kernel 5 on depth 2 to 4; float32, in-plane axes and padded inputs are right).
     """
     if not _is_short(x, weight, stride, padding, dilation):
         return x, padding

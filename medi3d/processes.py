@@ -1,4 +1,4 @@
-"""Processes that work on cases, and end when the one that started them is gone."""
+"""Worker processes that end when their parent is gone."""
 
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
-    """So many processes, each gone with its parent; started anew, as threads of torch survive no fork."""
+    """A pool of processes that die with their parent; spawned, since torch does not survive a fork."""
     return ProcessPoolExecutor(workers, get_context("spawn"), watch_parent)
 
 
 def watch_parent() -> None:
-    """End this process when its parent ends: one that is killed cannot tell it to.
+    """End this process when its parent ends: a killed parent cannot say so.
 
-    Else it would wait for work for ever, or go on beside the one that a later call starts.
+    Otherwise it would wait for work for ever, or run beside the workers of a later call.
     """
     parent = parent_process()
     if parent is not None:

@@ -1,7 +1,7 @@
 """Let timm import torchvision beside a CPU-only torch.
 
 The torchvision wheel on the package index carries operators compiled for another build of torch.
-Where they cannot be loaded, `import torchvision` fails with "operator torchvision::nms does not
+If they cannot be loaded, `import torchvision` fails with "operator torchvision::nms does not
 exist", because it describes two operators that nobody has declared. Declaring their schemas is
 enough: nothing here ever calls them.
 """
@@ -17,7 +17,7 @@ _library = None  # keeps the declarations alive: a torch Library unregisters whe
 
 
 def install() -> None:
-    """Make `import torchvision`, and so `import timm`, work. Does nothing where it already does."""
+    """Make `import torchvision`, and so `import timm`, work. Does nothing if it already works."""
     global _library
     if (
         _library is not None

@@ -23,7 +23,7 @@ ROOMS = (
     {"weights"},
     {"datasets", "engine", "inflation"},
     {"axes"},
-    {"console", "errors", "files", "onednn", "processes", "torchvision_shim"},
+    {"console", "errors", "files", "keys", "onednn", "processes", "torchvision_shim"},
 )
 """From the top: a room may import itself and the rooms below it, never one beside it."""
 GROUND = ROOMS[-2] | ROOMS[-1]

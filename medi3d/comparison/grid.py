@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from medi3d.errors import ConfigError
 from medi3d.experiment.run import Run
 from medi3d.experiment.settings import ClassificationExperiment, Experiment, SegmentationExperiment
 from medi3d.files import file_sha256
+from medi3d.keys import stable_dict
 
 Resolve = Callable[[Sequence[Mapping[str, Any]]], Experiment]
 """Parts of a config, laid over the base one after another -> the experiment."""
@@ -190,7 +191,7 @@ def _scored(experiment: Experiment) -> Scored:
 def _digest(experiment: Scored, parts: Parts, split: str, threads: int) -> str:
     content = {
         "generation": GENERATION,
-        "experiment": asdict(experiment) | {"name": None},
+        "experiment": stable_dict(experiment) | {"name": None},
         "cases": parts.names(),
         "split": split,
         "threads": threads,
