@@ -37,6 +37,10 @@ class ConfigError(Medi3dError):
     """A config has an unknown key, a wrong type or contradictory values."""
 
 
+class TrainingError(Medi3dError):
+    """Training cannot continue: loss or weights are no longer finite."""
+
+
 class ResourceError(Medi3dError):
     """The machine has too little memory for what was asked."""
 

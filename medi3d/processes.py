@@ -1,10 +1,14 @@
-"""Worker processes that end when their parent is gone."""
+"""Worker processes that end when their parent is gone, and whose errors are reported in one line."""
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any
+
+from medi3d.errors import Medi3dError, ResourceError, first_line
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
@@ -25,3 +29,25 @@ def watch_parent() -> None:
 def _end_with(parent: Any) -> None:
     parent.join()
     os._exit(1)
+
+
+@contextmanager
+def reported_workers() -> Iterator[None]:
+    """Report an error of a data loader's worker as the error itself, and a lost worker in one line.
+
+    Raises:
+        Medi3dError: as the worker raised it, without its traceback; or a worker process ended.
+    """
+    try:
+        yield
+    except Medi3dError as error:
+        if not str(error).startswith("Caught "):
+            raise
+        message = str(error).strip().splitlines()[-1]
+        raise type(error)(message.partition(": ")[2] or message) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ResourceError(
+            f"a process that loads samples ended ({first_line(error)}): lower training.workers if memory is short"
+        ) from error

@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass, field
 
 import pytest
 
+from medi3d.errors import ConfigError
 from medi3d.experiment.config import load_config
-from medi3d.keys import stable_dict, younger
+from medi3d.keys import check_inert, check_name, stable_dict, younger
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,23 @@ def test_without_younger_keys_it_is_asdict(config):
     old = stable_dict(experiment)
     assert set(old) <= set(asdict(experiment))
     assert old["training"]["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["$__import__('os')", " @network", "%plan", "a${oc.env:HOME}", "x\x1b[2J", {"k": ["$x"]}, {"$k": 1}],
+)
+def test_text_that_would_be_executed_is_refused(value):
+    with pytest.raises(ConfigError, match="network"):
+        check_inert("network", value)
+
+
+@pytest.mark.parametrize("value", ["timm:resnet18", "a@b", "50%", "file:/x/$y.pt", None, 3, ["hf:A/B@main"]])
+def test_other_values_pass(value):
+    check_inert("network", value)
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden", "-rf", "a/b", "", "a b"])
+def test_a_name_is_safe_as_a_folder(name):
+    with pytest.raises(ConfigError, match="name is"):
+        check_name("name", name)

@@ -11,7 +11,7 @@ from torch import nn
 
 from medi3d.engine.environment import describe
 from medi3d.engine.precision import Precision
-from medi3d.errors import WeightsError
+from medi3d.errors import WeightsError, first_line
 from medi3d.weights.catalogue import find_weights, list_weights
 
 Finding = dict[str, Any]
@@ -50,7 +50,7 @@ def _operators(device: torch.device) -> Finding:
             loss = network(precision.place(torch.randn(1, 1, 12, 12, 12))).float().square().mean()
         loss.backward()
     except RuntimeError as error:
-        return _finding(what, str(error).splitlines()[0], False)
+        return _finding(what, first_line(error), False)
     return _finding(
         what, "work" if bool(torch.isfinite(loss)) else "give no number", bool(torch.isfinite(loss))
     )

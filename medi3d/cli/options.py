@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from medi3d.errors import Medi3dError, SourceError
-from medi3d.files import written_aside
+from medi3d.files import writing, written_aside
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report to this JSON file too.")]
 Source = Annotated[str, typer.Argument(help="timm:NAME, inception_v1, a 2D source by name, or an artifact.")]
@@ -110,12 +110,10 @@ def write_json(path: Path | None, content: Any) -> None:
     if path is None:
         return
     text = json.dumps(_finite(json.loads(json.dumps(content, default=str))), indent=2, allow_nan=False)
-    try:
+    with writing(path, Medi3dError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:
             aside.write_text(text + "\n")
-    except OSError as error:
-        raise Medi3dError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _finite(content: Any) -> Any:

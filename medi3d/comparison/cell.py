@@ -57,6 +57,8 @@ def run_cell(cell: Cell, cells: Path) -> str | None:
     if is_complete(cell, cells):
         return None
     run = cell.run(cells)
+    if not run.last.is_file():
+        run.best.unlink(missing_ok=True)  # of a run whose result was lost
     try:
         # The list of cases moves with the comparison; the cell's digest proves that it is the same list.
         last = run_training(run, resume=True, split=cell.split, moved=["data.root"])

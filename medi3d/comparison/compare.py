@@ -1,6 +1,5 @@
 """A comparison from its config to its report: train the grid, collect results, test differences, report."""
 
-import fcntl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ from medi3d.comparison.report import write_comparison
 from medi3d.comparison.results import Results, write_results
 from medi3d.comparison.settings import Comparison
 from medi3d.engine.log import console
-from medi3d.errors import ConfigError, DataError
+from medi3d.errors import ConfigError
 from medi3d.experiment.run import start_folder
+from medi3d.files import alone_in
 
 
 def run_comparison(
@@ -55,7 +55,7 @@ def run_comparison(
         raise ConfigError(
             f"{folder}: holds a comparison already; resume it with --resume, or choose another name"
         )
-    with _alone_in(folder):
+    with alone_in(folder, "running this comparison"):
         base = OmegaConf.to_container(OmegaConf.structured(grid.base))
         start_folder(folder, asdict(comparison) | {"base": base})
         searched, failed = _search(grid, cells_folder, executor)
@@ -138,19 +138,3 @@ def _duration(seconds: float) -> str:
     if minutes < 1:
         return f"{seconds:.0f} s"
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Lock the folder: two processes on one grid would write into the same runs."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror}); give another folder") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"{folder}: another process is running this comparison") from error
-        yield

@@ -13,7 +13,7 @@ import torch
 from medi3d.comparison.cell import run_cell
 from medi3d.comparison.grid import Cell
 from medi3d.engine.log import console
-from medi3d.errors import ConfigError
+from medi3d.errors import ConfigError, first_line
 from medi3d.processes import watch_parent
 
 ATTEMPTS = 3
@@ -124,7 +124,7 @@ class RayExecutor:
             try:
                 yield cell, self.ray.get(done)
             except self.ray.exceptions.RayError as error:
-                yield cell, f"lost by Ray: {str(error).splitlines()[0]}"
+                yield cell, f"lost by Ray: {first_line(error)}"
 
 
 def _run_on_ray(cell: Cell, folder: Path, directory: Path) -> str | None:

@@ -1,6 +1,5 @@
 """What is compared with what, and under which conditions: a file in `configs/compare/`."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +7,7 @@ from omegaconf import MISSING
 
 from medi3d.errors import ConfigError
 from medi3d.experiment.strategies import check_strategy
+from medi3d.keys import check_name
 
 Changes = dict[str, Any]
 """Part of a config that is laid over another, such as {"network": {"weights": "kinetics400/i3d-rgb"}}."""
@@ -82,8 +82,7 @@ class Comparison:
     """shown first in the report"""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise ConfigError(f"name is {self.name!r}: letters, digits, dot, dash and underscore only")
+        check_name("name", self.name)
         for key, least in (("folds", 1), ("tuning_cases", 1), ("threads", 1), ("gpus", 0)):
             if getattr(self, key) < least:
                 raise ConfigError(f"{key} is {getattr(self, key)}: at least {least}")
@@ -101,8 +100,7 @@ class Comparison:
         if group.reference not in group.arms:
             raise ConfigError(f"{key}.reference is {group.reference!r}: one of {', '.join(group.arms)}")
         for name in (key.split(".", 1)[1], *group.arms, *self.budgets):
-            if not re.fullmatch(r"[\w.-]+", name):
-                raise ConfigError(f"{key}: {name!r}: letters, digits, dot, dash and underscore only")
+            check_name(key, name)
         _check_lists(f"{key}.", group.sizes or [], group.strategies or [])
         for budget in group.budgets or []:
             if budget not in self.budgets:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from medi3d.engine import distributed
 from medi3d.engine.log import console, log
 from medi3d.engine.metrics import Row, mean_row
-from medi3d.engine.state import TrainingState
+from medi3d.engine.state import TrainingState, check_finite
 from medi3d.engine.trainer import TrainingEvents, evaluate
 from medi3d.files import read_table, write_table
 
@@ -49,6 +49,7 @@ class Validation:
 
     def _validate(self, trainer: Workflow) -> None:
         distributed.share_buffers(self.state.network)
+        check_finite(self.state.network, self.state.step)
         with self.state.clock.apart():
             means = mean_row(evaluate(self.evaluator))
         costs = distributed.gather(self.state.clock.read())

@@ -1,6 +1,7 @@
 """All that training changes: what a checkpoint holds and a resumed run takes up again."""
 
 import math
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from medi3d.engine.budget import Budget
 from medi3d.engine.clock import Clock
 from medi3d.engine.settings import TrainingSettings
-from medi3d.errors import WeightsError
-from medi3d.files import written_aside
+from medi3d.errors import TrainingError, WeightsError, first_line
+from medi3d.files import writing, written_aside
 
 FORMAT = 1
 """Number of the checkpoint's layout."""
@@ -87,8 +88,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
-        with written_aside(path) as aside:
-            torch.save(content, aside)
+        write_checkpoint(path, content)
 
     def load(self, path: Path) -> None:
         """Take up the run that `path` holds.
@@ -104,7 +104,7 @@ class TrainingState:
             if self.average is not None:
                 self.average.load_state_dict(content["average"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = f"does not fit this run ({_first_line(error)})"
+            reason = f"does not fit this run ({first_line(error)})"
             raise WeightsError(f"{path}: {reason}; resume with the config that started it") from error
         self.step, self.best = content["step"], content["best"]
         self.clock.go_on_from(content["clock"])
@@ -114,8 +114,31 @@ class TrainingState:
         """Write the weights alone, of the network that is validated, with its score."""
         network = self.validated.state_dict()
         content = {"format": FORMAT, "step": self.step, "score": score, "network": network}
-        with written_aside(path) as aside:
-            torch.save(content, aside)
+        write_checkpoint(path, content)
+
+
+def check_finite(network: nn.Module, step: int) -> None:
+    """Refuse weights that are no numbers any more.
+
+    Raises:
+        TrainingError: naming the first such parameter.
+    """
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise TrainingError(
+                f"after step {step} the weights {name} are not finite: lower training.learning_rate, or set "
+                "training.gradient_clip"
+            )
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        WeightsError: it cannot be written.
+    """
+    with writing(path, WeightsError, (RuntimeError,)), written_aside(path) as aside:
+        torch.save(content, aside)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -127,16 +150,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WeightsError(f"{path}: no such checkpoint; train first")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (broken := archive.testzip()) is not None:
+                raise WeightsError(
+                    f"{path}: damaged (wrong checksum of {broken}); train again, or resume from a copy"
+                )
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise WeightsError(f"{path}: damaged or no checkpoint ({_first_line(error)})") from error
+        raise WeightsError(f"{path}: damaged or no checkpoint ({first_line(error)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise WeightsError(f"{path}: no checkpoint of medi3d in format {FORMAT}")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def load_network(path: Path, network: nn.Module) -> dict[str, Any]:

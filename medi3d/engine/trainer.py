@@ -19,11 +19,7 @@ from medi3d.engine.precision import Precision, evaluating
 from medi3d.engine.settings import TrainingSettings
 from medi3d.engine.state import TrainingState
 from medi3d.engine.task import Task
-from medi3d.errors import Medi3dError
-
-
-class TrainingError(Medi3dError):
-    """Training cannot go on: the loss is no longer a number."""
+from medi3d.errors import TrainingError
 
 
 class TrainingEvents(EventEnum):

@@ -11,6 +11,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medi3d.errors import ConfigError
 from medi3d.experiment.settings import TASKS, Experiment
+from medi3d.keys import check_inert
+
+
+def load_resolved(path: Path) -> Experiment:
+    """The experiment of a config that medi3d wrote: with no reference to resolve, so that none is followed.
+
+    Raises:
+        ConfigError: as `load_config`; or the file holds a reference such as ${oc.env:NAME}.
+    """
+    try:
+        check_inert(str(path), OmegaConf.to_container(read_yaml(path), resolve=False))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; medi3d did not write this config of a run") from error
+    return load_config(path)
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
@@ -72,7 +86,7 @@ def read_yaml(path: Path) -> DictConfig:
         raise ConfigError(f"{path}: no such config file")
     try:
         given = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
     if not isinstance(given, DictConfig):
         raise ConfigError(f"{path}: a config is a mapping of `key: value`, not {type(given).__name__}")

@@ -27,7 +27,7 @@ from medi3d.datasets.sampling.patches import cut_patch
 from medi3d.datasets.sampling.stream import Sample, seeded
 from medi3d.datasets.sampling.synthesis import build_synthesis
 from medi3d.engine.pretext import PretextSettings, group_numbers
-from medi3d.errors import ConfigError
+from medi3d.errors import ConfigError, first_line
 from medi3d.experiment.settings import PretrainingExperiment
 
 
@@ -126,8 +126,9 @@ def held_out(cohort: UnlabelledCohort) -> list[Path]:
         data = OmegaConf.merge(OmegaConf.structured(VolumeSettings), given["data"])
         settings: VolumeSettings = OmegaConf.to_object(data)  # type: ignore[assignment]
     except (OSError, KeyError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{key}: {path} is not a readable segmentation config ({reason})") from error
+        raise ConfigError(
+            f"{key}: {path} is not a readable segmentation config ({first_line(error)})"
+        ) from error
     if Path(settings.root).resolve() != Path(cohort.root).resolve():
         raise ConfigError(f"{key}: {path} is about {settings.root}, not about {cohort.root}")
     cases = read_cohort(settings.root).cases

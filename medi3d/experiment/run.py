@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.engine.environment import describe
-from medi3d.errors import ConfigError, DataError
-from medi3d.experiment.config import load_config
+from medi3d.errors import ConfigError
+from medi3d.experiment.config import load_resolved
 from medi3d.experiment.settings import Experiment, segmentation_of
-from medi3d.files import written_aside
+from medi3d.files import writing, written_aside
 
 CONFIG, ENVIRONMENT, REPORT, PLOTS = "config.yaml", "environment.json", "report.html", "plots"
 LARGEST = "postprocessing.json"
@@ -44,7 +44,7 @@ class Run:
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"{folder}: no run here (no {CONFIG}); train first, or give the run's folder")
-        return cls(folder, load_config(folder / CONFIG))
+        return cls(folder, load_resolved(folder / CONFIG))
 
     @property
     def config(self) -> Path:
@@ -147,11 +147,16 @@ class Run:
         Raises:
             ConfigError: the folder holds a run and `resume` is false, or it was started with another config.
         """
-        if not self.members[0].last.is_file():
+        if not any(path.is_file() for one in self.members for path in (one.last, one.best, one.finished)):
             return
         if not resume:
             raise ConfigError(
                 f"{self.folder}: holds a run already; resume it with --resume, or choose another name"
+            )
+        if self.best.is_file() and not self.last.is_file():
+            raise ConfigError(
+                f"{self.folder}: holds a trained network, but no {self.last.name} to resume from; "
+                "choose another name"
             )
         defaults = OmegaConf.to_container(OmegaConf.structured(type(self.experiment)))  # of younger keys
         there = OmegaConf.merge(defaults, OmegaConf.load(self.config))
@@ -180,15 +185,13 @@ def start_folder(folder: Path, config: Any, *folders: Path) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    try:
+    with writing(folder):
         for part in (folder, *folders):
             part.mkdir(parents=True, exist_ok=True)
         with written_aside(folder / CONFIG) as aside:
             aside.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
         with written_aside(folder / ENVIRONMENT) as aside:
             aside.write_text(json.dumps(describe(), indent=2))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror}); give another folder") from error
 
 
 def _differences(one: Any, other: Any, key: str = "") -> dict[str, tuple[Any, Any]]:

@@ -1,6 +1,5 @@
 """A complete description of one training, as in a config file: data, network, recipe, strategy, seed."""
 
-import re
 from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
@@ -13,6 +12,7 @@ from medi3d.engine.pretext import PretextSettings
 from medi3d.engine.settings import PredictionSettings, TrainingSettings
 from medi3d.errors import ConfigError
 from medi3d.experiment.strategies import CONVERSIONS, TuningSettings, check_strategy
+from medi3d.keys import check_name
 from medi3d.models.networks import NetworkSettings
 
 
@@ -40,8 +40,7 @@ class Experiment:
     def __post_init__(self) -> None:
         check_strategy(self.strategy)
         self.tuning.check(self.strategy, self.is_pretrained)
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise ConfigError(f"name is {self.name!r}: letters, digits, dot, dash and underscore only")
+        check_name("name", self.name)
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}: 0 or more")
 

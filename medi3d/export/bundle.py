@@ -13,17 +13,19 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
+from omegaconf import OmegaConf
 from torch import nn
 
 from medi3d.axes import to_triple
 from medi3d.engine.state import read_checkpoint
-from medi3d.errors import ConfigError, DataError, Medi3dError, WeightsError, first_line
-from medi3d.experiment.config import load_config
+from medi3d.errors import ConfigError, Medi3dError, WeightsError, first_line
+from medi3d.experiment.config import load_resolved
 from medi3d.experiment.run import Run
 from medi3d.experiment.settings import SegmentationExperiment, segmentation_of
 from medi3d.experiment.strategies import CONVERSIONS
 from medi3d.experiment.tasks import make_task
-from medi3d.files import file_sha256, written_aside
+from medi3d.files import file_sha256, folder_aside, writing, written_aside
+from medi3d.keys import check_inert
 from medi3d.models.norms import convert_norms
 from medi3d.prediction.postprocessing import read_largest
 from medi3d.prediction.predict import predict_files
@@ -65,14 +67,13 @@ def export_bundle(run: Run, out: Path) -> Path:
         DataError: `out` cannot be written.
     """
     experiment = segmentation_of(run.experiment, str(run.folder))
+    check_inert(str(run.config), OmegaConf.to_container(OmegaConf.structured(experiment)))
     checkpoint = read_checkpoint(run.best)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: exists already; give a new folder for the bundle")
-    aside = out.with_name(out.name + ".tmp")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
+    with writing(out), folder_aside(out) as aside:
         for part in ("configs", "models", "docs"):
-            (aside / part).mkdir(parents=True)
+            (aside / part).mkdir()
         _write_json(aside / "configs" / "metadata.json", _metadata(experiment, checkpoint))
         _write_json(aside / "configs" / "inference.json", _inference(experiment, aside))
         shutil.copy(run.config, aside / EXPERIMENT)
@@ -82,13 +83,6 @@ def export_bundle(run: Run, out: Path) -> Path:
         readme = README.format(name=experiment.name, version=version("medi3d"))
         (aside / "docs" / "README.md").write_text(readme)
         _check(aside)
-        if out.is_dir():
-            out.rmdir()
-        aside.rename(out)
-    except OSError as error:
-        raise DataError(f"{out}: the bundle cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return out
 
 
@@ -213,7 +207,7 @@ def load_predictor(network: nn.Module, bundle: str | Path) -> Predictor:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds for a damaged file
         raise WeightsError(f"{path}: not the weights of this network ({first_line(error)})") from error
-    experiment = load_config(bundle / EXPERIMENT)
+    experiment = load_resolved(bundle / EXPERIMENT)
     largest = read_largest(bundle / DECIDED)
     return Predictor.of(experiment, make_task(experiment), network, file_sha256(path), largest, str(bundle))
 

@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from medi3d.axes import Triple
 from medi3d.errors import InexactError, SourceError, WeightsError
-from medi3d.files import written_aside
+from medi3d.files import writing, written_aside
 
 Format = Literal["onnx", "torch"]
 SUFFIX: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -76,7 +76,7 @@ def export_network(
         raise WeightsError(f"a network exported to {to} is a {SUFFIX[to]} file, not {out.name!r}")
     network = network.eval().float().cpu()
     shape = (1, _in_channels(network), *size)
-    try:
+    with writing(out, WeightsError):
         out.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(out) as aside:
             worst, any_size = _write_and_compare(network, aside, to, shape, dynamic)
@@ -84,8 +84,6 @@ def export_network(
                 raise InexactError(
                     f"{out.name} differs from the network by {worst:.2g} (allowed {TOLERANCE:g})"
                 )
-    except OSError as error:
-        raise WeightsError(f"cannot write {out}: {error.strerror or error}") from error
     return ExportReport(out, to, shape, dynamic, any_size, worst, time.perf_counter() - started)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from medi3d.errors import ConfigError, ShapeError, SourceError
+from medi3d.keys import check_inert
 from medi3d.models.classifier import Classifier
 from medi3d.models.encoders import create_encoder
 from medi3d.models.segmenter import Segmenter, check_head
@@ -51,6 +52,8 @@ class NetworkSettings:
     """share of features dropped before a classifier's linear layer"""
 
     def __post_init__(self) -> None:
+        for key in ("source", "weights", "plan", "profile"):
+            check_inert(f"network.{key}", getattr(self, key))
         if self.in_channels < 1:
             raise ConfigError(f"network.in_channels is {self.in_channels}: it must be 1 or more")
         if self.norm not in ("instance", "batch", "group"):

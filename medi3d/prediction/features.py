@@ -19,7 +19,7 @@ from medi3d.engine import distributed
 from medi3d.engine.precision import Precision
 from medi3d.errors import ConfigError, DataError, SourceError
 from medi3d.experiment.run import Run
-from medi3d.files import written_aside
+from medi3d.files import writing, written_aside
 from medi3d.models.artifact import load_artifact
 from medi3d.models.encoders import create_encoder
 from medi3d.models.end_points import end_point, features_at
@@ -249,10 +249,8 @@ def _volumes(channels: int, window: tuple[float, float] | None) -> VolumeSetting
 
 
 def _write(path: Path, content: dict[str, Any]) -> Path:
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside, aside.open("wb") as file:
             np.savez_compressed(file, **content)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
     return path

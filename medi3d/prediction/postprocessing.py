@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from medi3d.engine.metrics import Row
 from medi3d.errors import ConfigError
-from medi3d.files import written_aside
+from medi3d.files import writing, written_aside
 
 TOUCHING = np.ones((3, 3, 3), bool)
 """Voxels that share a corner are connected."""
@@ -43,7 +43,7 @@ def decide(rows: Sequence[Row]) -> list[str]:
 
 def write_largest(path: Path, labels: Sequence[str]) -> None:
     """Write which labels keep only their largest component, as JSON."""
-    with written_aside(path) as aside:
+    with writing(path), written_aside(path) as aside:
         aside.write_text(json.dumps({"largest_component": list(labels)}, indent=2) + "\n")
 
 
@@ -59,4 +59,6 @@ def read_largest(path: Path) -> list[str]:
         labels: Any = json.loads(path.read_text())["largest_component"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: damaged ({error!r}); delete it, or evaluate the run again") from error
-    return list(labels)
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ConfigError(f"{path}: largest_component must be a list of labels; delete it, or evaluate again")
+    return labels

@@ -17,7 +17,7 @@ from medi3d.datasets.images.preprocessing import LoadedImage, load_image, to_fil
 from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.engine.log import log
 from medi3d.engine.metrics import Row
-from medi3d.errors import ConfigError, DataError, Medi3dError
+from medi3d.errors import ConfigError, DataError, Medi3dError, first_line
 from medi3d.experiment.run import Run
 from medi3d.prediction.memory import (
     MemoryBudget,
@@ -29,7 +29,7 @@ from medi3d.prediction.memory import (
 )
 from medi3d.prediction.predictor import Predictor, Segmentation, check_ensemble, load_members, segment
 from medi3d.prediction.records import Records, key_of
-from medi3d.prediction.scans import FORMATS, Scan, find_scans
+from medi3d.prediction.scans import FORMATS, Scan, find_scans, refuse_scans_in
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,10 @@ def predict_files(
     check_ensemble(predictors)
     options = options or PredictionOptions()
     scans = find_scans(inputs, out, predictors[0].volumes.channels, options.format)
-    return _Batch(predictors, Records(out), options).run(scans)
+    refuse_scans_in(out, scans)
+    records = Records(out)
+    with records.alone():
+        return _Batch(predictors, records, options).run(scans)
 
 
 @dataclass(frozen=True)
@@ -185,11 +188,12 @@ class _Batch:
         scan, settings = read.scan, self.predictors[0].volumes
         try:
             mask = to_file_values(segmentation.mask, settings)
-            write_mask(mask, scan.images[0], scan.target)
-            if scan.seg is not None:
-                values = {name: settings.labels[name] for name in settings.label_names}
-                write_seg(mask, values, scan.images[0], scan.seg, version=version("medi3d"))
-            self.records.add(scan, read.key, _rows(scan, segmentation, settings))
+            with self.records.staged(scan, read.key, _rows(scan, segmentation, settings)) as folder:
+                write_mask(mask, scan.images[0], folder / scan.target.name)
+                if scan.seg is not None:
+                    values = {name: settings.labels[name] for name in settings.label_names}
+                    seg = folder / scan.seg.name
+                    write_seg(mask, values, scan.images[0], seg, version=version("medi3d"))
             log.info(f"{scan.images[0]} -> {scan.target}")
         finally:
             self.budget.give_back(read.size)
@@ -243,4 +247,4 @@ def _rows(scan: Scan, segmentation: Segmentation, settings: VolumeSettings) -> l
 def _line(scan: Scan, error: BaseException) -> str:
     if isinstance(error, Medi3dError):
         return str(error)
-    return str(DataError(f"{scan.images[0]}: does not fit into the memory ({str(error).splitlines()[:1]})"))
+    return str(DataError(f"{scan.images[0]}: does not fit into the memory ({first_line(error)})"))

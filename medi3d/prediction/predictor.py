@@ -19,7 +19,7 @@ from medi3d.engine.precision import Precision, evaluating
 from medi3d.engine.settings import PredictionSettings
 from medi3d.engine.state import load_network
 from medi3d.engine.task import Task
-from medi3d.errors import ConfigError
+from medi3d.errors import ConfigError, DataError
 from medi3d.experiment.run import Run
 from medi3d.experiment.tasks import make_network, make_task
 from medi3d.files import file_sha256
@@ -156,6 +156,9 @@ def segment(predictors: Sequence[Predictor], images: Sequence[LoadedImage]) -> S
     Args:
         predictors: one, or an ensemble whose classes are the same.
         images: one scan, as each of the predictors takes it.
+
+    Raises:
+        DataError: a network gives NaN.
     """
     original = images[0].original
     grid = oriented_grid(original)
@@ -168,6 +171,10 @@ def segment(predictors: Sequence[Predictor], images: Sequence[LoadedImage]) -> S
             mean = sum((next(other) for other in members[1:]), mean) / len(members)
         classes, until = len(mean), done + mean.shape[1]
         highest, winner = mean.max(dim=0)
+        if bool(highest.isnan().any()):
+            raise DataError(
+                f"{' and '.join(one.name for one in predictors)}: the network gives NaN for this scan"
+            )
         mask[done:until] = winner.to(torch.uint8).cpu().numpy()
         strength[done:until] = (highest * CONFIDENCE_STEPS).round().to(torch.uint8).cpu().numpy()
         done = until

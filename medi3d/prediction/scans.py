@@ -48,7 +48,7 @@ def find_scans(inputs: Sequence[Path], out: Path, channels: int, format: str) ->
         format: of the masks, see `FORMATS`.
 
     Raises:
-        ConfigError: two scans would share one mask, or a mask would replace its scan.
+        ConfigError: two scans would share one mask.
         DataError: a folder holds slices of a series and volumes side by side.
     """
     paths = [path for given in inputs for path in (given.is_dir() and _scans_in(given, out)) or [given]]
@@ -63,11 +63,20 @@ def find_scans(inputs: Sequence[Path], out: Path, channels: int, format: str) ->
             raise ConfigError(
                 f"{case[0]}: another input is also written to {target}; predict them separately"
             )
-        if target.resolve() in [path.resolve() for path in case]:
-            raise ConfigError(f"{case[0]}: the mask would replace the scan; give another folder with --out")
         seg = out / f"{name}.seg.dcm" if format == "seg" and case[0].is_dir() else None
         scans.append(Scan(name, case, target, seg))
     return scans
+
+
+def refuse_scans_in(out: Path, scans: Sequence[Scan]) -> None:
+    """Refuse to write masks into a folder of scans.
+
+    Raises:
+        ConfigError: a scan is, or lies in, the folder `out`.
+    """
+    for path in (path for scan in scans for path in scan.images):
+        if out.resolve() in (path.resolve(), path.resolve().parent if path.is_file() else None):
+            raise ConfigError(f"{path}: lies in the output folder; give another folder with --out")
 
 
 def _scans_in(folder: Path, out: Path) -> list[Path]:
@@ -81,6 +90,8 @@ def _scans_in(folder: Path, out: Path) -> list[Path]:
             "give the files, or a folder for each"
         )
     scans = volumes or ([folder] if holds_dicom(folder) else [])
+    for odd in (path for path in entries if not path.is_file() and not path.is_dir()):
+        log.warning(f"{odd}: neither a file nor a folder (a dangling link, a pipe?); left out")
     for below in (path for path in entries if path.is_dir()):
         leads_back = folder.resolve().is_relative_to(below.resolve())  # a link to itself or above
         if not leads_back and below.resolve() != out.resolve():

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from medi3d.files import written_aside
+from medi3d.files import writing, written_aside
 
 MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 
@@ -26,6 +26,6 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
     )
     environment.filters["embedded"] = embedded
     page = environment.get_template(template).render(**content)
-    with written_aside(path) as aside:
-        aside.write_text(page, encoding="utf-8")
+    with writing(path), written_aside(path) as aside:
+        aside.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
 from medi3d.engine.metrics import Row
-from medi3d.files import written_aside
+from medi3d.files import writing, written_aside
 
 REFERENCE, PREDICTION = "#00c853", "#ff1744"
 
@@ -117,6 +117,6 @@ def save_figure(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "medi3d"}
     metadata = {"Date": None} if path.suffix == ".svg" else None
-    with written_aside(path) as aside, matplotlib.rc_context(settings):
+    with writing(path), written_aside(path) as aside, matplotlib.rc_context(settings):
         figure.savefig(aside, format=path.suffix[1:], dpi=110, metadata=metadata, bbox_inches="tight")
     return path

@@ -1,6 +1,7 @@
 """One training from an experiment to its run folder."""
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ from medi3d.experiment.samples import Data
 from medi3d.experiment.settings import Experiment
 from medi3d.experiment.strategies import frozen_parts, parameter_groups
 from medi3d.experiment.tasks import make_network, make_task, prepare_data
-from medi3d.files import read_table
+from medi3d.files import alone_in, read_table
+from medi3d.processes import reported_workers
 from medi3d.reports.plots import plot_curves
 from medi3d.training.fine_tuning import GradualUnfreezing, prepare_encoder, pull_to_start, tune
 from medi3d.training.pretrained_encoder import artifact_of, check_unseen, keep_encoder
@@ -59,11 +61,12 @@ def run_training(
     with distributed.joined_processes() as device:
         run.check(resume=resume, ignored=moved)
         distributed.wait_for_all()
-        if distributed.is_writer():
-            run.start()
-        distributed.wait_for_all()
-        with shown_log(run.log):
-            row = _train(run, device, split)
+        with _alone_in(run):
+            if distributed.is_writer():
+                run.start()
+            distributed.wait_for_all()
+            with shown_log(run.log):
+                row = _train(run, device, split)
         writes = distributed.is_writer()
     if writes:
         with shown_log(run.log):
@@ -71,6 +74,11 @@ def run_training(
                 return {**row, **keep_encoder(run)}
             run_evaluation(run, split)
     return row
+
+
+def _alone_in(run: Run) -> AbstractContextManager[None]:
+    """Two trainings in one folder would mix their checkpoints; of torchrun's processes, one holds it."""
+    return alone_in(run.folder, "training here") if distributed.is_writer() else nullcontext()
 
 
 def _train(run: Run, device: torch.device, split: str) -> dict[str, Any]:
@@ -135,7 +143,8 @@ def _fit(
     for handler in (table, plateau, checkpoints, OnValidation(draw), progress):
         handler.attach(trainer)
     try:
-        trainer.run()
+        with reported_workers():
+            trainer.run()
     finally:
         progress.close()
 

@@ -14,7 +14,7 @@ from medi3d.engine.precision import Precision
 from medi3d.engine.settings import TrainingSettings
 from medi3d.engine.state import TrainingState, load_network
 from medi3d.engine.task import segmentation
-from medi3d.engine.trainer import TrainingError, build_evaluator, build_trainer
+from medi3d.errors import TrainingError, build_evaluator, build_trainer
 
 FP32 = Precision(torch.device("cpu"), bf16=False)
 

@@ -128,7 +128,7 @@ def test_scans_of_one_name_are_kept_apart(oblique, tmp_path):
 
 
 def test_a_scan_is_not_replaced_by_its_mask(oblique):
-    with pytest.raises(ConfigError, match="would replace the scan"):
+    with pytest.raises(ConfigError, match="lies in the output folder"):
         predict(MR, [oblique], oblique.parent)
 
 
