@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from medi3d.datasets.images.formats import content_files, place_of
 from medi3d.engine.metrics import Row
 from medi3d.errors import DataError
 from medi3d.files import write_table, written_aside
@@ -24,9 +25,9 @@ def key_of(images: Iterable[Path], identities: Sequence[str]) -> str:
     digest = hashlib.sha256(repr((FORMAT, list(identities))).encode())
     try:
         for image in images:
-            files = sorted(path for path in image.iterdir() if path.is_file()) if image.is_dir() else [image]
-            for file in files:
-                digest.update(f"{file.name if image.is_dir() else ''}\0{_sum(file)}\0".encode())
+            folder, choice = place_of(image)
+            for file in content_files(image):
+                digest.update(f"{choice}{file.name if folder.is_dir() else ''}\0{_sum(file)}\0".encode())
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise DataError(f"{error.filename}: no such file or folder") from error

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medi3d.datasets.images.dicom import claims_dicom, holds_dicom
-from medi3d.datasets.images.formats import ITK, NIFTI, suffix_of
+from medi3d.datasets.images.dicom_headers import claims_dicom, holds_dicom
+from medi3d.datasets.images.formats import ITK, NIFTI, is_series, place_of, suffix_of
 from medi3d.engine.log import log
 from medi3d.errors import ConfigError, DataError
 
@@ -65,7 +65,7 @@ def find_scans(inputs: Sequence[Path], out: Path, channels: int, format: str) ->
             )
         if target.resolve() in [path.resolve() for path in case]:
             raise ConfigError(f"{case[0]}: the mask would replace the scan; give another folder with --out")
-        seg = out / f"{name}.seg.dcm" if format == "seg" and case[0].is_dir() else None
+        seg = out / f"{name}.seg.dcm" if format == "seg" and is_series(case[0]) else None
         scans.append(Scan(name, case, target, seg))
     return scans
 
@@ -102,8 +102,9 @@ def _grouped(paths: Sequence[Path], channels: int) -> list[tuple[Path, ...]]:
 
 def _name(case: tuple[Path, ...], channels: int) -> str:
     path = case[0]
-    if path.is_dir():
-        return path.resolve().name
+    folder, choice = place_of(path)
+    if folder.is_dir():
+        return folder.resolve().name + (f"_{choice}" if choice else "")
     return _base(path) if channels > 1 else _stem(path)
 
 
@@ -117,4 +118,4 @@ def _stem(path: Path) -> str:
 
 
 def _suffix(path: Path) -> str:
-    return "" if path.is_dir() else suffix_of(path)
+    return "" if is_series(path) else suffix_of(path)
