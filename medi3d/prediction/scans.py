@@ -105,6 +105,8 @@ def _name(case: tuple[Path, ...], channels: int) -> str:
     folder, choice = place_of(path)
     if folder.is_dir():
         return folder.resolve().name + (f"_{choice}" if choice else "")
+    if is_series(path):
+        return path.stem
     return _base(path) if channels > 1 else _stem(path)
 
 

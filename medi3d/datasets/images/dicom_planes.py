@@ -172,7 +172,7 @@ def sorted_slices(slices: Sequence[Slice], path: Path) -> list[Slice]:
                 f"{other.path}: turned against {first.path.name}; slices of one volume are parallel "
                 "(a scout image in the folder?)"
             )
-    return sorted(slices, key=lambda one: float(one.position @ first.normal))
+    return sorted(slices, key=lambda one: (float(one.position @ first.normal), len(one.path.name)))
 
 
 def fit_line(slices: Sequence[Slice], path: Path) -> Line:
