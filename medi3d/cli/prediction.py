@@ -18,7 +18,7 @@ def predict(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            help="Files (NIfTI, NRRD, MHA), folders of a DICOM series (FOLDER#3: series 3), or folders of these."
+            help="Files (NIfTI, NRRD, MHA), folders of a DICOM series (FOLDER#3: number 3), folders of these."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Output folder for the masks and predictions.csv.")],

@@ -48,7 +48,8 @@ def write_seg(mask: sitk.Image, labels: Mapping[str, int], series: Path, out: Pa
     difference = grid_difference(mask, series_grid(series))
     if difference:
         raise ShapeError(f"the mask is not on the grid of {series}: {difference}")
-    array = _numbered(sitk.GetArrayViewFromImage(onto_slices(mask, series)), labels)
+    mask = onto_slices(mask, series)  # kept: a view does not keep its image
+    array = _numbered(sitk.GetArrayViewFromImage(mask), labels)
     slices = opened.slices
     if slices[0].frame is not None:
         array = _in_order_of_frames(array, opened)
