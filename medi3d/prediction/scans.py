@@ -75,7 +75,7 @@ def _scans_in(folder: Path, out: Path) -> list[Path]:
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     volumes = [path for path in entries if path.is_file() and suffix_of(path) in NIFTI + ITK]
     slices = [path for path in entries if path not in volumes and claims_dicom(path)]
-    if volumes and slices:
+    if volumes and slices and holds_dicom(folder):  # a structure set beside volumes is no series
         raise DataError(
             f"{folder}: {volumes[0].name} lies beside DICOM slices such as {slices[0].name}; "
             "give the files, or a folder for each"

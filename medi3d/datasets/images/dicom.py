@@ -121,8 +121,7 @@ def open_series(path: Path) -> Series:
 
 def sheared_grid(series: Series, values: np.ndarray | None = None) -> sitk.Image:
     """The voxels of the files in space, (slices, rows, columns); their axes need not be at right angles."""
-    empty = values is None
-    image = sitk.Image(series.shape, sitk.sitkUInt8) if empty else sitk.GetImageFromArray(values)
+    image = sitk.GetImageFromArray(values) if values is not None else sitk.Image(series.shape, sitk.sitkUInt8)
     steps, line = series.line.steps(series.slices[0]), series.line
     if not line.tilt:
         set_geometry(image, steps, line.origin, str(series.path))
