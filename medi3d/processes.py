@@ -49,5 +49,5 @@ def reported_workers() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise ResourceError(
-            f"a process that loads samples ended ({first_line(error)}): lower training.workers if memory is short"
+            f"a process that loads samples ended ({first_line(error)}): memory? lower training.workers"
         ) from error

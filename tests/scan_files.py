@@ -37,6 +37,8 @@ def write_series(tmp_path: Path) -> Writer:
         uid: str = "1.2.3.4",
         orientation: tuple[float, ...] = (1, 0, 0, 0, 1, 0),
         drift: float = 0.0,
+        pixels: np.ndarray | None = None,
+        digits: int = 6,
         **tags: object,
     ) -> Path:
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -53,9 +55,12 @@ def write_series(tmp_path: Path) -> Writer:
             slice_.SliceThickness, slice_.InstanceNumber = 9.0, number + 1
             slice_.ImageOrientationPatient = [float(cosine) for cosine in orientation]
             where = np.array([10.0, -20.0, 30.0]) + place * normal + [0, drift * place, 0]
-            slice_.ImagePositionPatient = [float(f"{v:.6f}") for v in where]
+            slice_.ImagePositionPatient = [float(f"{v:.{digits}f}") for v in where]
             slice_.PixelSpacing = [0.75, 0.5]  # between rows, between columns
-            slice_.Rows, slice_.Columns, slice_.SamplesPerPixel = 6, 5, 1
+            slice_.SamplesPerPixel, (slice_.Rows, slice_.Columns) = (
+                1,
+                pixels.shape[1:] if pixels is not None else (6, 5),
+            )
             slice_.PhotometricInterpretation = "MONOCHROME2"
             slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = (
                 16,
@@ -64,7 +69,9 @@ def write_series(tmp_path: Path) -> Writer:
                 0,
             )
             slice_.RescaleSlope, slice_.RescaleIntercept = 1, -1024
-            slice_.PixelData = np.full((6, 5), number + 1000, np.uint16).tobytes()
+            values = np.full((6, 5), number + 1000) if pixels is None else pixels[number]
+            slice_.PixelData = values.astype(np.uint16).tobytes()
+            slice_["PixelData"].VR = "OW"
             for tag, value in tags.items():
                 setattr(slice_, tag, value) if value is not None else delattr(slice_, tag)
             # Names in reverse: their order must not decide either.

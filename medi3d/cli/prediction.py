@@ -17,7 +17,9 @@ def predict(
     run: RunFolder,
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="NIfTI, NRRD or MHA files, folders of a DICOM series, or folders of these."),
+        typer.Argument(
+            help="Files (NIfTI, NRRD, MHA), folders of a DICOM series (FOLDER#3: number 3), folders of these."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Output folder for the masks and predictions.csv.")],
     ensemble: Annotated[

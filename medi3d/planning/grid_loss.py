@@ -7,6 +7,7 @@ import numpy as np
 
 from medi3d.datasets.cohorts.cases import load_label
 from medi3d.datasets.cohorts.cohort import Case
+from medi3d.datasets.images.files import read_grid
 from medi3d.datasets.images.preprocessing import restore_mask, to_array, to_canonical
 from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.processes import process_pool
@@ -41,7 +42,7 @@ def kept_dice(case: Case, settings: VolumeSettings) -> dict[str, float]:
     Raises:
         DataError: as `load_label`.
     """
-    label = load_label(case, settings)
+    label = load_label(case, settings, read_grid(case.images[0]))
     spacing = settings.spacing and (settings.spacing[0], settings.spacing[1], settings.spacing[2])
     canonical = to_canonical(label, spacing or None, label=True)
     before, after = to_array(label), to_array(restore_mask(to_array(canonical), canonical, label))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from medi3d.datasets.images.formats import content_files, place_of
 from medi3d.engine.metrics import Row
 from medi3d.errors import ConfigError, DataError
 from medi3d.files import alone_in, file_sha256, read_table, write_table, writing, written_aside
@@ -34,9 +35,11 @@ def key_of(images: Iterable[Path], identities: Sequence[str]) -> str:
     digest = hashlib.sha256(repr((FORMAT, list(identities))).encode())
     try:
         for image in images:
-            files = sorted(path for path in image.iterdir() if path.is_file()) if image.is_dir() else [image]
-            for file in files:
-                digest.update(f"{file.name if image.is_dir() else ''}\0{file_sha256(file)}\0".encode())
+            folder, choice = place_of(image)
+            for file in content_files(image):
+                digest.update(
+                    f"{choice}{file.name if folder.is_dir() else ''}\0{file_sha256(file)}\0".encode()
+                )
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise DataError(f"{error.filename}: no such file or folder") from error

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medi3d.datasets.images.dicom import claims_dicom, holds_dicom
-from medi3d.datasets.images.formats import ITK, NIFTI, suffix_of
+from medi3d.datasets.images.dicom_headers import claims_dicom, holds_dicom
+from medi3d.datasets.images.formats import ITK, NIFTI, is_series, place_of, suffix_of
 from medi3d.engine.log import log
 from medi3d.errors import ConfigError, DataError
 
@@ -63,7 +63,7 @@ def find_scans(inputs: Sequence[Path], out: Path, channels: int, format: str) ->
             raise ConfigError(
                 f"{case[0]}: another input is also written to {target}; predict them separately"
             )
-        seg = out / f"{name}.seg.dcm" if format == "seg" and case[0].is_dir() else None
+        seg = out / f"{name}.seg.dcm" if format == "seg" and is_series(case[0]) else None
         scans.append(Scan(name, case, target, seg))
     return scans
 
@@ -74,7 +74,7 @@ def refuse_scans_in(out: Path, scans: Sequence[Scan]) -> None:
     Raises:
         ConfigError: a scan is, or lies in, the folder `out`.
     """
-    for path in (path for scan in scans for path in scan.images):
+    for path in (place_of(image)[0] for scan in scans for image in scan.images):
         if out.resolve() in (path.resolve(), path.resolve().parent if path.is_file() else None):
             raise ConfigError(f"{path}: lies in the output folder; give another folder with --out")
 
@@ -84,7 +84,7 @@ def _scans_in(folder: Path, out: Path) -> list[Path]:
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     volumes = [path for path in entries if path.is_file() and suffix_of(path) in NIFTI + ITK]
     slices = [path for path in entries if path not in volumes and claims_dicom(path)]
-    if volumes and slices:
+    if volumes and slices and holds_dicom(folder):  # a structure set beside volumes is no series
         raise DataError(
             f"{folder}: {volumes[0].name} lies beside DICOM slices such as {slices[0].name}; "
             "give the files, or a folder for each"
@@ -113,8 +113,11 @@ def _grouped(paths: Sequence[Path], channels: int) -> list[tuple[Path, ...]]:
 
 def _name(case: tuple[Path, ...], channels: int) -> str:
     path = case[0]
-    if path.is_dir():
-        return path.resolve().name
+    folder, choice = place_of(path)
+    if folder.is_dir():
+        return folder.resolve().name + (f"_{choice}" if choice else "")
+    if is_series(path):
+        return path.stem
     return _base(path) if channels > 1 else _stem(path)
 
 
@@ -128,4 +131,4 @@ def _stem(path: Path) -> str:
 
 
 def _suffix(path: Path) -> str:
-    return "" if path.is_dir() else suffix_of(path)
+    return "" if is_series(path) else suffix_of(path)

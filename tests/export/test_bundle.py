@@ -104,6 +104,6 @@ def test_it_is_not_written_over_anything(config, tmp_path):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine.txt").write_text("x")
     run = trained(config, tmp_path / "run")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         export_bundle(Run.open(run), tmp_path / "bundle")
     assert (tmp_path / "bundle" / "mine.txt").read_text() == "x"

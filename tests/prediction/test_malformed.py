@@ -354,7 +354,7 @@ BAD_SERIES = {
     "one place twice": ([0.0, 3.0, 3.0, 6.0], {}, "no distance"),
     "all in one place": ([5.0] * 4, {}, "no distance"),
     "one slice": ([0.0], {}, "one slice"),
-    "tilted gantry": (EVEN, {"drift": 0.3}, "sheared"),
+    "sheared too far": (EVEN, {"drift": 1.3}, "sheared"),
     "no position": (EVEN, {"ImagePositionPatient": None}, "ImagePositionPatient"),
     "no orientation": (EVEN, {"ImageOrientationPatient": None}, "ImageOrientationPatient"),
     "orientation of zeros": (EVEN, {"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, ""),

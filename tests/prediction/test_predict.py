@@ -262,6 +262,20 @@ def test_a_dicom_seg_lies_beside_the_mask_of_a_series(shared, oblique, tmp_path)
     assert sorted(path.name for path in (tmp_path / "masks").glob("*.dcm")) == ["13_HCropVolume.seg.dcm"]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_one_of_several_series_in_a_folder_is_predicted(write_series, tmp_path):
+    pixels = np.random.default_rng(0).integers(900, 1500, (3, 20, 16))
+    write_series([0.0, 3.0, 6.0], uid="1.8", SeriesNumber=3, pixels=pixels)
+    folder = write_series([0.0, 3.0, 6.0], uid="1.9", SeriesNumber=4, pixels=pixels[::-1])
+    chosen = [folder.with_name(f"{folder.name}#{choice}") for choice in ("3", "1.9")]
+    written, failed = predict(MR, [*chosen, folder], tmp_path / "masks")
+    assert [path.name for path in written] == ["series_3.nii.gz", "series_1.9.nii.gz"]
+    assert ["2 DICOM series" in line for line in failed] == [True]
+    masks = [nib.load(path).get_fdata().T > 0 for path in written]
+    assert np.array_equal(masks[0], bright(pixels - 1024.0))
+    assert np.array_equal(masks[1], masks[0][::-1])
+
+
 @pytest.mark.parametrize("how", ["damaged", "gone"])
 def test_no_earlier_mask_stands_for_a_scan_that_fails(oblique, tmp_path, how):
     """Neither in the folder nor in the table; the masks of others stay."""

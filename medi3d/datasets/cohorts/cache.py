@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from medi3d.datasets.cohorts.cases import load_case
 from medi3d.datasets.cohorts.cohort import Case
+from medi3d.datasets.images.formats import content_files, place_of
 from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.datasets.sampling.patches import PLACES, labelled_voxels
 from medi3d.errors import DataError, Medi3dError
@@ -70,8 +71,8 @@ def cache_path(case: Case, settings: VolumeSettings) -> Path:
     digest.update(json.dumps([VERSION, chosen], sort_keys=True, default=vars).encode())
     names = " ".join(name for name, _ in case.structures)
     for path in (*case.images, *case.label_files):
-        digest.update(f"\0image or label\0{names}".encode())
-        for part in sorted(path.iterdir()) if path.is_dir() else [path]:
+        digest.update(f"\0image or label\0{names}{place_of(path)[1]}".encode())
+        for part in content_files(path):
             try:
                 with part.open("rb") as file:
                     digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())

@@ -9,6 +9,7 @@ import torch
 
 from medi3d.datasets.cohorts.cohort import Case
 from medi3d.datasets.cohorts.structures import join_structures
+from medi3d.datasets.images.dicom_labels import dicom_label_file, read_dicom_labels
 from medi3d.datasets.images.files import read_volume
 from medi3d.datasets.images.geometry import grid_difference, spacing_dhw
 from medi3d.datasets.images.preprocessing import check_finite, load_image, to_array, to_canonical
@@ -65,7 +66,12 @@ def read_label(path: Path, settings: VolumeSettings, like: sitk.Image | None = N
         DataError: A value is no whole number or not in `settings.labels`, the label is not on the grid
             of `like`, or all voxels are background and `settings.empty_labels` does not allow that.
     """
-    image = read_volume(path)
+    if found := dicom_label_file(path):
+        named = {name: value for name, value in settings.labels.items() if value != 0}
+        kinds = {"order": settings.overlaps, "may_lack": settings.empty_labels}
+        image = read_dicom_labels(found, named, like, **kinds)  # type: ignore[arg-type]
+    else:
+        image = read_volume(path)
     if like is not None:
         # Compared as oriented: one may be stored flipped against the other and still be the same voxels.
         difference = grid_difference(*(sitk.DICOMOrient(one, "LPS") for one in (image, like)))

@@ -11,7 +11,7 @@ from typing import Any
 
 from medi3d.datasets.cohorts.nnunet_layout import is_nnunet, read_rows
 from medi3d.datasets.cohorts.structures import find_structures
-from medi3d.datasets.images.formats import suffix_of
+from medi3d.datasets.images.formats import place_of, suffix_of
 from medi3d.errors import DataError
 
 
@@ -208,6 +208,6 @@ def _stem(path: Path, several: bool) -> str:
 
 def _check_files(cases: Sequence[Case], listing: Path) -> None:
     files = [file for case in cases for file in (*case.images, *case.label_files)]
-    missing = [file for file in files if not file.exists()]
+    missing = [file for file in files if not place_of(file)[0].exists()]
     if missing:
         raise DataError(f"{missing[0]}: no such file, named in {listing} ({len(missing)} files are missing)")

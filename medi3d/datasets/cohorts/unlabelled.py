@@ -14,7 +14,7 @@ from torch import Tensor
 from medi3d.datasets.cohorts.cohort import Case, read_cohort
 from medi3d.datasets.cohorts.splits import TRAINING
 from medi3d.datasets.images.files import read_volume
-from medi3d.datasets.images.formats import ITK, NIFTI, suffix_of
+from medi3d.datasets.images.formats import ITK, NIFTI, content_files, suffix_of
 from medi3d.datasets.images.geometry import spacing_dhw
 from medi3d.datasets.images.preprocessing import load_image, to_array, to_canonical
 from medi3d.datasets.images.settings import Normalisation, VolumeSettings
@@ -208,8 +208,7 @@ def _some(voxels: Tensor, count: int) -> Tensor:
 
 def file_fingerprint(path: Path) -> str:
     """SHA-256 of a file; of a folder (a DICOM series) that of its files, in the order of their names."""
-    files = sorted(part for part in path.iterdir() if part.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
-    for file in files:
+    for file in content_files(path):
         digest.update(file.read_bytes())
     return digest.hexdigest()

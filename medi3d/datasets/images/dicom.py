@@ -4,90 +4,153 @@ SliceThickness is never used: slices overlap or leave gaps, and the tag is often
 The distance between slices comes from ImagePositionPatient (0020,0032) alone.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from pydicom.pixels import pixel_array
 
+from medi3d.datasets.images.dicom_headers import Instance, names_of, quiet_pydicom
+from medi3d.datasets.images.dicom_planes import Line, Slice, fit_line, slices_of, sorted_slices
+from medi3d.datasets.images.dicom_series import find_series
 from medi3d.datasets.images.geometry import set_geometry
 from medi3d.errors import DataError
 
-POSITION, ORIENTATION, FRAMES = "0020|0032", "0020|0037", "0028|0008"
-SPACING, SAMPLES, BITS = "0028|0030", "0028|0002", "0028|0100"
-PIXELS = bytes.fromhex("e07f1000")
-NATIVE = {"1.2.840.10008.1.2": 4, "1.2.840.10008.1.2.1": 8}
-"""Uncompressed little-endian transfer syntax -> where the length of an element stands behind its tag."""
-
-STEP_TOLERANCE = 0.02
-"""Steps between slices may differ by this part of the usual step: positions are rounded in the files."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Slice:
-    """One file of a series, and where it lies."""
+class Series:
+    """The slices of a volume.
+
+    Attributes:
+        path: of the folder, with the choice of a series if there is one.
+        slices: in the order in which they lie.
+        line: on which they lie.
+        notes: what was left out, a line each.
+    """
 
     path: Path
-    position: np.ndarray  # (3,) centre of the first voxel, mm, LPS
-    orientation: np.ndarray  # (6,) direction cosines of a row, then of a column
-    size: tuple[int, ...]  # columns, rows
-    spacing: tuple[float, ...]  # mm between columns, between rows
+    slices: tuple[Slice, ...]
+    line: Line
+    notes: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels (columns, rows, slices) as they are in the files."""
+        columns, rows = self.slices[0].size
+        return columns, rows, len(self.slices)
 
 
-def read_series(folder: Path) -> sitk.Image:
-    """The DICOM series in `folder` as a float32 image (rescaled: HU for CT) in LPS.
+def read_series(path: Path) -> sitk.Image:
+    """A DICOM series as a float32 image (rescaled: HU for CT) in LPS.
+
+    Slices of a tilted gantry are moved within their planes to stand straight above each other.
+
+    Args:
+        path: The folder, FOLDER#NUMBER or FOLDER#UID for one of several series, or a multi-frame file.
 
     Raises:
-        DataError: As `read_slices`, or a slice cannot be decoded.
+        DataError: As `open_series`, or a slice cannot be decoded.
     """
-    slices = read_slices(folder)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(one.path) for one in slices])
-    # The slope may differ from slice to slice: the first file's integer type must not decide for all.
-    reader.SetOutputPixelType(sitk.sitkFloat32)
-    try:
-        with quiet_itk():
-            image = reader.Execute()
-    except RuntimeError as error:
-        raise DataError(f"{folder}: the DICOM series cannot be decoded: {last_line(error)}") from error
-    _place(image, slices, folder)
+    series = open_series(path)
+    for note in series.notes:
+        log.warning(note)
+    image = sheared_grid(series, _values(series))
+    if not series.line.tilt:
+        return image
+    log.warning(
+        "%s: the gantry is tilted by %.1f degrees; slices are read on a straight grid, masks brought back",
+        path,
+        series.line.tilt,
+    )
+    lowest = float(sitk.GetArrayViewFromImage(image).min())
+    return sitk.Resample(image, _straight_grid(series), sitk.Transform(), sitk.sitkLinear, lowest)
+
+
+def series_grid(path: Path) -> sitk.Image:
+    """The grid of a series as an empty image, no slice decoded; of a tilted gantry the straight one.
+
+    Raises:
+        DataError: As `open_series`.
+    """
+    return _straight_grid(open_series(path))
+
+
+def onto_slices(mask: sitk.Image, path: Path) -> sitk.Image:
+    """A mask on the grid of a series, brought back onto its slices, which a tilted gantry shears.
+
+    Raises:
+        DataError: As `open_series`.
+    """
+    series = open_series(path)
+    if not series.line.tilt:
+        return mask
+    return sitk.Resample(mask, sheared_grid(series), sitk.Transform(), sitk.sitkNearestNeighbor)
+
+
+def read_slices(path: Path) -> list[Slice]:
+    """The slices of a series in the order in which they lie, checked to be a volume.
+
+    Raises:
+        DataError: As `open_series`.
+    """
+    return list(open_series(path).slices)
+
+
+def open_series(path: Path) -> Series:
+    """A series, its headers read and checked to be a volume.
+
+    Raises:
+        DataError: No series or several, slices missing, doubled with other content, unreadable or unevenly
+            spaced.
+    """
+    path = Path(path)
+    found = find_series(path)
+    slices = sorted_slices([one for image in found.images for one in slices_of(image)], path)
+    slices, copies = _without_copies(slices, found.images)
+    notes = list(found.notes)
+    if copies:
+        notes.append(f"{path}: {len(copies)} copies of slices left out: {names_of(copies)}")
+    return Series(path, tuple(slices), fit_line(slices, path), tuple(notes))
+
+
+def sheared_grid(series: Series, values: np.ndarray | None = None) -> sitk.Image:
+    """The voxels of the files in space, (slices, rows, columns); their axes need not be at right angles."""
+    image = sitk.GetImageFromArray(values) if values is not None else sitk.Image(series.shape, sitk.sitkUInt8)
+    steps, line = series.line.steps(series.slices[0]), series.line
+    if not line.tilt:
+        set_geometry(image, steps, line.origin, str(series.path))
+        return image
+    sides = np.linalg.norm(steps, axis=0)
+    image.SetSpacing(sides.tolist())
+    image.SetDirection((steps / sides).ravel().tolist())
+    image.SetOrigin(line.origin.tolist())
     return image
 
 
-def series_grid(folder: Path) -> sitk.Image:
-    """The grid of the series in `folder` as an empty image, no slice decoded.
-
-    Raises:
-        DataError: As `read_slices`.
-    """
-    slices = read_slices(folder)
-    grid = sitk.Image([*slices[0].size, len(slices)], sitk.sitkUInt8)
-    _place(grid, slices, folder)
-    return grid
-
-
-def read_slices(folder: Path) -> list[Slice]:
-    """The slices of the one series in `folder`, in the order in which they lie, checked to be a volume.
-
-    Raises:
-        DataError: No series or several, slices missing, doubled, unreadable or unevenly spaced,
-            a multi-frame file, or a tilted gantry.
-    """
-    folder = Path(folder)
-    with quiet_itk():
-        slices = _sorted_slices([_read_slice(path) for path in _series_files(folder)], folder)
-    _check_steps(slices, folder)
-    return slices
-
-
-def _place(image: sitk.Image, slices: Sequence[Slice], folder: Path) -> None:
-    first, last = slices[0], slices[-1]
-    row, column = first.orientation[:3] * first.spacing[0], first.orientation[3:] * first.spacing[1]
-    step = (last.position - first.position) / (len(slices) - 1)
-    set_geometry(image, np.stack([row, column, step], axis=1), first.position, str(folder))
+def _straight_grid(series: Series) -> sitk.Image:
+    """A grid whose slices are those of the files, wide enough for all of them, its axes at right angles."""
+    grid = sheared_grid(series)
+    if not series.line.tilt:
+        return grid
+    first, count = series.slices[0], len(series.slices)
+    steps = series.line.steps(first)
+    step = first.normal * (series.line.step @ first.normal)
+    drift = (series.line.step - step) * (count - 1)
+    size, origin = [*series.shape], series.line.origin.copy()
+    for axis in (0, 1):
+        voxels = float(drift @ steps[:, axis]) / float(steps[:, axis] @ steps[:, axis])
+        before = max(0, int(np.ceil(-voxels - 1e-6)))
+        size[axis] += before + max(0, int(np.ceil(voxels - 1e-6)))
+        origin -= before * steps[:, axis]
+    straight = sitk.Image(size, sitk.sitkUInt8)
+    set_geometry(straight, np.column_stack([steps[:, :2], step]), origin, str(series.path))
+    return straight
 
 
 @contextmanager
@@ -107,145 +170,51 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _series_files(folder: Path) -> list[Path]:
-    series = {
-        name: [Path(file) for file in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), name)]
-        for name in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    }
-    if not series:
-        raise DataError(f"{folder}: no DICOM series in this folder; give the folder that holds the slices")
-    if len(series) > 1:
-        found = ", ".join(f"{name or 'unnamed'} ({len(files)} files)" for name, files in series.items())
-        raise DataError(
-            f"{folder}: {len(series)} DICOM series in one folder, give each its own folder: {found}"
-        )
-    files = next(iter(series.values()))
-    unread = sorted(path for path in folder.iterdir() if path not in set(files) and claims_dicom(path))
-    if unread:
-        raise DataError(
-            f"{unread[0]}: this DICOM file cannot be read and would be left out of the series "
-            f"({len(unread)} such files); copy it again, or take it away"
-        )
-    return files
+def _without_copies(slices: Sequence[Slice], images: Sequence[Instance]) -> tuple[list[Slice], list[Path]]:
+    """Slices without those that lie where another one with the same pixels lies, and the files of these."""
+    kept, copies = [slices[0]], []
+    for one in slices[1:]:
+        last = kept[-1]
+        if np.linalg.norm(one.position - last.position) > 1e-3 or not _same_pixels(one, last):
+            kept.append(one)
+        else:
+            copies.append(one.path)
+    return kept, copies
 
 
-def holds_dicom(folder: Path) -> bool:
-    """Whether DICOM files lie in the folder itself, readable or not, with suffix or without."""
-    if any(claims_dicom(path) for path in folder.iterdir()):
-        return True
-    with quiet_itk():  # old files lack the mark in front
-        return bool(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
+def _same_pixels(one: Slice, other: Slice) -> bool:
+    return np.array_equal(_stored(one), _stored(other)) and (one.slope, one.intercept) == (
+        other.slope,
+        other.intercept,
+    )
 
 
-def claims_dicom(path: Path) -> bool:
-    """Whether a file says that it is a DICOM slice, by the mark in front or by its suffix."""
-    if not path.is_file() or path.name.upper() == "DICOMDIR":
-        return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".ima")
+def _values(series: Series) -> np.ndarray:
+    """(slices, rows, columns) float32, rescaled."""
+    if all(one.frame is None for one in series.slices):
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames([str(one.path) for one in series.slices])
+        # The slope may differ from slice to slice: the first file's integer type must not decide for all.
+        reader.SetOutputPixelType(sitk.sitkFloat32)
+        try:
+            with quiet_itk():
+                return sitk.GetArrayFromImage(reader.Execute())
+        except RuntimeError:
+            pass  # newer compressions are known to pydicom's decoders alone
+    return np.stack([_rescaled(one) for one in series.slices])
 
 
-def _read_slice(path: Path) -> Slice:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
+def _rescaled(one: Slice) -> np.ndarray:
+    return (_stored(one) * np.float64(one.slope) + one.intercept).astype(np.float32)
+
+
+def _stored(one: Slice) -> np.ndarray:
+    """(rows, columns) as stored."""
     try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise DataError(f"{path}: not a readable DICOM file: {last_line(error)}") from error
-    if reader.HasMetaDataKey(FRAMES) and int(reader.GetMetaData(FRAMES)) > 1:
-        raise DataError(
-            f"{path}: a multi-frame DICOM file; only series with one slice a file are read "
-            "(convert it to NIfTI, for example with dcm2niix)"
-        )
-    if int(_text(reader, SAMPLES) or 1) != 1:
-        raise DataError(f"{path}: a colour image; a series of a volume has one value a pixel")
-    orientation = _numbers(reader, ORIENTATION, 6, "ImageOrientationPatient")
-    lengths = np.linalg.norm(orientation.reshape(2, 3), axis=1)
-    if not np.allclose(lengths, 1, atol=0.01):
-        raise DataError(
-            f"{path}: ImageOrientationPatient has directions of length {lengths.round(3).tolist()}; 1 is due"
-        )
-    spacing = _numbers(reader, SPACING, 2, "PixelSpacing")
-    if not (spacing > 0).all():
-        raise DataError(f"{path}: PixelSpacing is {spacing.tolist()}; each side must be greater than 0")
-    size = tuple(reader.GetSize()[:2])
-    _check_length(path, size, int(_text(reader, BITS) or 16))
-    position = _numbers(reader, POSITION, 3, "ImagePositionPatient")
-    return Slice(path, position, orientation, size, tuple(reader.GetSpacing()[:2]))
-
-
-def _check_length(path: Path, size: tuple[int, ...], bits: int) -> None:
-    """Refuse a file whose uncompressed pixels are fewer than it says: GDCM would leave the rest to chance."""
-    data = path.read_bytes()
-    place = NATIVE.get(_transfer_syntax(data))
-    if place is None:
-        return
-    due, at, lengths = size[0] * size[1] * bits // 8, data.find(PIXELS), []
-    while at >= 0:  # the tag may also stand in a preview, or by chance among the pixels
-        lengths.append(int.from_bytes(data[at + place : at + place + 4], "little"))
-        at = data.find(PIXELS, at + 1)
-    if not any(due <= length <= due + 1 for length in lengths):
-        raise DataError(
-            f"{path}: PixelData of {lengths[:3]} bytes where {size} pixels need {due}; copy it again"
-        )
-
-
-def _transfer_syntax(data: bytes) -> str:
-    """From the file's meta information, which SimpleITK keeps to itself; empty where there is none."""
-    at = data.find(bytes.fromhex("02001000") + b"UI", 132, 1024)
-    length = int.from_bytes(data[at + 6 : at + 8], "little")
-    return data[at + 8 : at + 8 + length].decode("latin-1").strip(" \0") if at >= 0 else ""
-
-
-def _text(reader: sitk.ImageFileReader, tag: str) -> str:
-    return reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else ""
-
-
-def _numbers(reader: sitk.ImageFileReader, tag: str, count: int, name: str) -> np.ndarray:
-    text = _text(reader, tag)
-    try:
-        numbers = np.array([float(part) for part in text.split("\\")])
-    except ValueError:
-        numbers = np.empty(0)
-    if numbers.shape != (count,):
-        raise DataError(
-            f"{reader.GetFileName()}: {name} is {text!r}; {count} numbers are needed to place the slice"
-        )
-    return numbers
-
-
-def _sorted_slices(slices: Sequence[Slice], folder: Path) -> list[Slice]:
-    if len(slices) < 2:
-        raise DataError(f"{folder}: the series has one slice; a volume needs two or more")
-    first = slices[0]
-    for other in slices[1:]:
-        if other.size != first.size or not np.allclose(other.spacing, first.spacing, rtol=1e-3):
-            raise DataError(
-                f"{other.path}: {other.size} pixels of {other.spacing} mm where {first.path.name} has "
-                f"{first.size} of {first.spacing}; slices of one volume are alike"
-            )
-        if not np.allclose(other.orientation, first.orientation, atol=1e-3):
-            raise DataError(
-                f"{other.path}: turned against {first.path.name}; slices of one volume are parallel "
-                "(a scout image in the folder?)"
-            )
-    normal = np.cross(first.orientation[:3], first.orientation[3:])
-    return sorted(slices, key=lambda one: float(one.position @ normal))
-
-
-def _check_steps(slices: Sequence[Slice], folder: Path) -> None:
-    places = np.stack([one.position for one in slices])
-    steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
-    usual = float(np.median(steps))
-    pairs = [f"between {a.path.name} and {b.path.name}" for a, b in pairwise(slices)]
-    closest, oddest = int(steps.argmin()), int(np.abs(steps - usual).argmax())
-    if steps[closest] < 1e-3:
-        raise DataError(
-            f"{folder}: no distance {pairs[closest]}: several acquisitions (times, echoes) in one series"
-        )
-    if abs(steps[oddest] - usual) > STEP_TOLERANCE * usual:
-        raise DataError(
-            f"{folder}: uneven slices, {steps[oddest]:.3f} mm {pairs[oddest]} where {usual:.3f} mm is usual: "
-            "is a slice missing? A volume needs all of them, evenly spaced"
-        )
+        with quiet_pydicom():
+            return pixel_array(one.path, index=one.frame or 0)
+    except Exception as error:  # decoders raise what they like
+        reason = " ".join(str(error).split())
+        lacking = "plugin" in reason or "missing dependencies" in reason
+        hint = "; install medi3d[dicom] for its decoders" if lacking else ""
+        raise DataError(f"{one.path}: the pixels cannot be decoded{hint} ({reason[:200]})") from error

@@ -3,14 +3,19 @@
 import hashlib
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import generate_uid
+from pydicom.valuerep import DSfloat
 
-from medi3d.datasets.images.dicom import read_slices, series_grid
+from medi3d.datasets.images.dicom import Series, onto_slices, open_series, series_grid
 from medi3d.datasets.images.geometry import grid_difference
 from medi3d.errors import DataError, ShapeError
 from medi3d.files import written_aside
@@ -36,23 +41,25 @@ def write_seg(mask: sitk.Image, labels: Mapping[str, int], series: Path, out: Pa
     """
     try:
         import highdicom as hd
-        from pydicom import dcmread
-        from pydicom.errors import InvalidDicomError
         from pydicom.sr.codedict import codes
-        from pydicom.uid import generate_uid
     except ImportError as error:
         raise DataError(f"{out}: DICOM SEG needs highdicom; install medi3d[dicom]") from error
-    slices = read_slices(series)
+    opened = open_series(series)
     difference = grid_difference(mask, series_grid(series))
     if difference:
         raise ShapeError(f"the mask is not on the grid of {series}: {difference}")
+    mask = onto_slices(mask, series)  # kept: a view does not keep its image
     array = _numbered(sitk.GetArrayViewFromImage(mask), labels)
+    slices = opened.slices
+    if slices[0].frame is not None:
+        array = _in_order_of_frames(array, opened)
+        slices = slices[:1]
     try:
         sources = [dcmread(one.path, stop_before_pixels=True) for one in slices]
     except (OSError, InvalidDicomError) as error:
         raise DataError(f"{series}: cannot be read again: {error}") from error
     for source in sources:
-        _complete(source)
+        _complete(source, float(np.linalg.norm(opened.line.step)))
     _identify(sources, series)
     algorithm = hd.AlgorithmIdentificationSequence(
         name="medi3d", version=version, family=codes.DCM.ArtificialIntelligence
@@ -106,8 +113,24 @@ def _numbered(mask: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:
     return array
 
 
-def _complete(source: Any) -> None:
-    """Give a slice the attributes of patient and study that DICOM requires, empty where they are missing.
+def _in_order_of_frames(array: np.ndarray, series: Series) -> np.ndarray:
+    """The mask (slices, rows, columns) in the order of the frames of a multi-frame file."""
+    files = {one.path for one in series.slices}
+    if len(files) > 1:
+        raise DataError(
+            f"{series.path}: {len(files)} multi-frame files make one volume; a DICOM SEG can refer "
+            "to one only, take another --format"
+        )
+    frames = int(dcmread(series.slices[0].path, specific_tags=["NumberOfFrames"]).NumberOfFrames)
+    ordered = np.zeros((frames, *array.shape[1:]), array.dtype)
+    ordered[[one.frame or 0 for one in series.slices]] = array
+    return ordered
+
+
+def _complete(source: Any, step: float) -> None:
+    """Give a slice the attributes that DICOM requires, empty where they are missing.
+
+    A missing SliceThickness is the distance between slices: the frames of the object tile the volume.
 
     What an anonymiser emptied of its own identity stands in the file's meta header still.
     """
@@ -118,6 +141,12 @@ def _complete(source: Any) -> None:
     for name in (*required, "StudyDate", "StudyTime", "ReferringPhysicianName"):
         if name not in source:
             setattr(source, name, "")
+    shared = source.get("SharedFunctionalGroupsSequence") or [{}]
+    frames = source.get("PerFrameFunctionalGroupsSequence") or []
+    groups = [group.get("PixelMeasuresSequence") for group in (*shared, *frames)]
+    for measures in [part[0] for part in groups if part] or [source]:
+        if not measures.get("SliceThickness"):
+            measures.SliceThickness = DSfloat(step, auto_format=True)
 
 
 def _identify(sources: Sequence[Any], series: Path) -> None:
@@ -125,11 +154,15 @@ def _identify(sources: Sequence[Any], series: Path) -> None:
 
     The object then names the slices rightly, but no archive knows its study; that is said.
     """
-    from pydicom.uid import generate_uid
-
     slices = [str(source.SOPInstanceUID) for source in sources]
     if not all(slices):
         raise DataError(f"{series}: slices without SOPInstanceUID; a DICOM SEG cannot refer to them")
+    if len(set(slices)) < len(slices):
+        twice, count = Counter(slices).most_common(1)[0]
+        raise DataError(
+            f"{series}: {count} different slices have the SOPInstanceUID {twice}, so a DICOM "
+            "SEG cannot say which it means; take another --format, or give each slice a UID of its own"
+        )
     for name in ("StudyInstanceUID", "SeriesInstanceUID"):
         if any(source.get(name) for source in sources):
             continue

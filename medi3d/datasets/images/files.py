@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from medi3d.datasets.images.dicom import last_line, read_series, read_slices, series_grid
-from medi3d.datasets.images.formats import NIFTI, WRITABLE, check_format, suffix_of
-from medi3d.datasets.images.geometry import grid_difference, set_geometry
+from medi3d.datasets.images.dicom import last_line, onto_slices, read_series, series_grid
+from medi3d.datasets.images.formats import NIFTI, WRITABLE, check_format, is_series, suffix_of
+from medi3d.datasets.images.geometry import grid_difference, is_sheared, set_geometry
 from medi3d.datasets.images.itk import read_itk, read_itk_header
-from medi3d.datasets.images.nifti import nifti_geometry, open_nifti, read_nifti, write_nifti_like
+from medi3d.datasets.images.nifti import nifti_geometry, open_nifti, read_nifti, write_nifti, write_nifti_like
 from medi3d.errors import DataError, ShapeError
 from medi3d.files import written_aside
 
@@ -27,7 +27,8 @@ def read_volume(path: Path) -> sitk.Image:
     """One 3D image: its stored values (scaled as the header says), in LPS space, on its own grid.
 
     Args:
-        path: A NIfTI, NRRD or MetaImage file, or the folder of one DICOM series.
+        path: A NIfTI, NRRD or MetaImage file, the folder of a DICOM series (FOLDER#NUMBER or FOLDER#UID
+            where it holds several), or a multi-frame DICOM file.
 
     Raises:
         DataError: The file is missing, empty, damaged, not 3D, sheared, or holds several channels.
@@ -48,7 +49,7 @@ def read_channels(path: Path) -> list[sitk.Image]:
         DataError: As `read_volume`, but several channels are welcome.
     """
     path = check_format(path)
-    if path.is_dir():
+    if is_series(path):
         return [read_series(path)]
     return read_nifti(path) if suffix_of(path) in NIFTI else read_itk(path)
 
@@ -77,10 +78,9 @@ def read_header(path: Path) -> VolumeHeader:
         DataError: As `read_channels`, as far as it shows in the header.
     """
     path = check_format(path)
-    if path.is_dir():
-        slices = read_slices(path)
-        step = float(np.linalg.norm(slices[1].position - slices[0].position))
-        return VolumeHeader((*slices[0].size, len(slices)), (*slices[0].spacing, step), 1, 4)
+    if is_series(path):
+        grid = series_grid(path)
+        return VolumeHeader(grid.GetSize(), grid.GetSpacing(), 1, 4)
     if suffix_of(path) in NIFTI:
         source = open_nifti(path)
         steps, _ = nifti_geometry(source, path)
@@ -107,7 +107,7 @@ def read_grid(path: Path) -> sitk.Image:
         DataError: As `read_header`.
     """
     path = check_format(path)
-    if path.is_dir():
+    if is_series(path):
         return series_grid(path)
     if suffix_of(path) in NIFTI:
         source = open_nifti(path)
@@ -124,6 +124,8 @@ def read_grid(path: Path) -> sitk.Image:
 
 def write_mask(mask: sitk.Image, like: Path, out: Path) -> None:
     """Write a mask on exactly the grid of the image file that it was made from.
+
+    Of a DICOM series with a tilted gantry the mask lies on the slices, its affine sheared as they are.
 
     A NIfTI mask of a NIfTI image takes over its affine, qform, sform and their codes bit by bit.
     The file is written aside and renamed, so that a partial one never looks complete.
@@ -145,11 +147,15 @@ def write_mask(mask: sitk.Image, like: Path, out: Path) -> None:
     if difference:
         raise ShapeError(f"the mask is not on the grid of {like}: {difference}")
     mask = smallest_type(mask)
+    if is_series(like):
+        mask = onto_slices(mask, like)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(out) as aside:
             if suffix in NIFTI and suffix_of(like) in NIFTI and like.is_file():
                 write_nifti_like(mask, like, aside)
+            elif suffix in NIFTI and is_sheared(mask):  # ITK would straighten it in silence
+                write_nifti(mask, aside)
             else:
                 sitk.WriteImage(mask, str(aside), useCompression=True)
     except (OSError, RuntimeError) as error:

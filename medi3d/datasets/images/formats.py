@@ -1,11 +1,16 @@
 """File formats of images, by suffix."""
 
+import re
 from pathlib import Path
 
 from medi3d.errors import DataError
 
 NIFTI = (".nii", ".nii.gz")
+DICOM = (".dcm", ".ima")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+HEADER_BYTES = 1 << 20
+"""A header is no longer than this."""
+
 WRITABLE = (*NIFTI, ".nrrd", ".mha")
 """One file each: a mask with a separate data file could not be renamed into place in one step."""
 
@@ -16,22 +21,72 @@ def suffix_of(path: Path) -> str:
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
 
+def place_of(path: Path) -> tuple[Path, str]:
+    """A folder or file, and which series of the folder is meant: FOLDER#CHOICE, "" where none is chosen."""
+    folder, mark, choice = path.name.rpartition("#")
+    if mark and choice and not path.exists() and path.with_name(folder or ".").is_dir():
+        return path.with_name(folder), choice.strip()
+    return path, ""
+
+
+def is_series(path: Path) -> bool:
+    """Whether a path means a DICOM series: a folder, one series of a folder, or a file with many frames."""
+    place, _ = place_of(path)
+    return place.is_dir() or (place.is_file() and suffix_of(place) in DICOM)
+
+
+def content_files(path: Path) -> list[Path]:
+    """The files that decide what is read: all of a folder by name; a file, and that of its voxels if apart.
+
+    Raises:
+        DataError: a header names voxels outside of its own folder.
+    """
+    place, _ = place_of(path)
+    if place.is_dir():
+        return sorted(part for part in place.iterdir() if part.is_file())
+    return [place, *_detached(place)]
+
+
+def _detached(header: Path) -> list[Path]:
+    """The files that hold the voxels of a header, as far as they exist; none if it holds them itself."""
+    if suffix_of(header) in (".hdr", ".img"):
+        other = header.with_suffix(".img" if suffix_of(header) == ".hdr" else ".hdr")
+        return [other] if other.is_file() else []
+    if suffix_of(header) not in (".mhd", ".nhdr") or not header.is_file():
+        return []
+    text = header.read_bytes()[:HEADER_BYTES].decode("latin-1")
+    named = re.search(r"^(?:ElementDataFile *=|data ?file *:)[ \t]*(.*)$", text, re.MULTILINE | re.IGNORECASE)
+    if named is None or named[1].strip().upper() == "LOCAL":
+        return []
+    first = named[1].strip()
+    if first.startswith("LIST"):  # one file name per line, to the end
+        names = [line.strip() for line in text[named.end() :].splitlines() if line.strip()]
+    elif "%" in first:  # numbered files
+        pattern = re.sub(r"%\d*d", "*", first.split()[0])
+        names = sorted(one.name for one in header.parent.glob(pattern))
+    else:
+        names = [first]
+    for name in names:
+        if Path(name).name != Path(name).as_posix():
+            raise DataError(f"{header}: its voxels are in {name!r}; they must be in a file beside the header")
+    return [header.with_name(name) for name in names if header.with_name(name).is_file()]
+
+
 def check_format(path: Path) -> Path:
-    """The path, if it is a folder or a file that by its name is a volume.
+    """The path, if it is a folder, a series in one, or a file that by its name is a volume.
 
     Raises:
         DataError: It is missing, empty, or of another kind.
     """
     path = Path(path)
-    if path.is_dir():
+    if place_of(path)[0].is_dir():
         return path
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty (0 bytes)")
     suffix = suffix_of(path)
-    if suffix not in NIFTI + ITK:
-        dicom = suffix in (".dcm", ".ima")
-        hint = "give the folder of the series" if dicom else "expected " + ", ".join(NIFTI + ITK)
+    if suffix not in NIFTI + ITK + DICOM:
+        hint = "expected " + ", ".join(NIFTI + ITK) + " or the folder of a DICOM series"
         raise DataError(f"{path}: not a known volume format ({suffix or 'no suffix'}); {hint}")
     return path

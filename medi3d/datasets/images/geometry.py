@@ -51,6 +51,12 @@ def set_geometry(image: sitk.Image, steps: np.ndarray, origin: np.ndarray, name:
     image.SetOrigin([float(place) for place in origin])
 
 
+def is_sheared(image: sitk.Image) -> bool:
+    """Whether two axes stand at no right angle."""
+    cosines = np.reshape(image.GetDirection(), (3, 3))
+    return bool(np.abs(cosines.T @ cosines - np.eye(3)).max() > SHEAR_TOLERANCE)
+
+
 def grid_difference(first: sitk.Image, second: sitk.Image) -> str:
     """How the grids of two images differ, in words; empty if they are the same voxels in space."""
     if first.GetSize() != second.GetSize():

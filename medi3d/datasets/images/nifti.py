@@ -141,3 +141,15 @@ def write_nifti_like(mask: sitk.Image, like: Path, out: Path) -> None:
     header["cal_min"] = header["cal_max"] = 0  # the image's display window
     header.set_intent("none")
     nib.save(type(source)(values, source.affine, header), out)
+
+
+def write_nifti(mask: sitk.Image, out: Path) -> None:
+    """Write an image with its affine as sform alone, which may be sheared as no qform can be."""
+    affine = np.eye(4)
+    affine[:3, :3] = RAS_TO_LPS @ np.reshape(mask.GetDirection(), (3, 3)) @ np.diag(mask.GetSpacing())
+    affine[:3, 3] = RAS_TO_LPS @ mask.GetOrigin()
+    image = nib.Nifti1Image(sitk.GetArrayFromImage(mask).T, affine)
+    image.set_qform(None, code=0)
+    image.set_sform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, out)

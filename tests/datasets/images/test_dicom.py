@@ -44,11 +44,11 @@ def test_a_series_starting_with_an_integer_slope_keeps_fractions(write_series):
         ("doubled", "several acquisitions"),
         ("two series", "2 DICOM series.*1.2.3.4 .4 files.*1.9 .3 files"),
         ("one slice", "one slice"),
-        ("tilted gantry", "gantry"),
+        ("sheared", "no gantry"),
         ("no position", "ImagePositionPatient"),
         ("multi-frame", "multi-frame"),
         ("other pixels", "slices of one volume are alike"),
-        ("scout", "parallel"),
+        ("turned", "parallel"),
         ("broken slice", "cannot be read"),
     ],
 )
@@ -69,15 +69,15 @@ def _bad_series(kind: str, write_series) -> Path:
     }
     places |= {"one slice": [0.0]}
     tags = {"no position": {"ImagePositionPatient": None}, "multi-frame": {"NumberOfFrames": 3}}
-    folder = write_series(
-        places.get(kind, EVEN), drift=0.1 if kind == "tilted gantry" else 0, **tags.get(kind, {})
-    )
+    folder = write_series(places.get(kind, EVEN), drift=1.2 if kind == "sheared" else 0, **tags.get(kind, {}))
     if kind == "two series":
         write_series([0.0, 1.0, 2.0], uid="1.9")
-    if kind in ("other pixels", "scout"):
+    if kind in ("other pixels", "turned"):
         (folder / "1.2.3.4-999.dcm").rename(folder / "last.dcm")
         change = (
-            {"PixelSpacing": [0.9, 0.9]} if kind == "other pixels" else {"orientation": (0, 1, 0, 0, 0, -1)}
+            {"PixelSpacing": [0.9, 0.9]}
+            if kind == "other pixels"
+            else {"orientation": (1, 0, 0, 0, 0.995, 0.0998749)}
         )
         write_series([10.0], **change)
     if kind == "broken slice":

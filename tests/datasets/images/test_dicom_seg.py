@@ -100,3 +100,28 @@ def test_a_series_without_frame_of_reference_is_refused(write_series, tmp_path):
     series = write_series([0.0, 3.0, 6.0], FrameOfReferenceUID=None)
     with pytest.raises(DataError, match="Frame Of Reference"):
         write_seg(mask_of(read_volume(series)), LABELS, series, tmp_path / "mask.dcm", version="1")
+
+
+def test_slices_that_share_an_instance_uid_are_read_but_get_no_seg(write_series, tmp_path):
+    series = write_series([0.0, 3.0, 6.0], SOPInstanceUID="1.2.3.9")
+    image = read_volume(series)
+    assert sitk.GetArrayFromImage(image)[:, 0, 0].tolist() == [-24, -23, -22]
+    with pytest.raises(DataError, match=r"3 different slices have the SOPInstanceUID 1\.2\.3\.9") as caught:
+        write_seg(mask_of(image), LABELS, series, tmp_path / "mask.dcm", version="1")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "mask.dcm").exists()
+
+
+def test_a_series_without_thickness_gets_a_seg_of_its_steps(write_series, tmp_path):
+    seg, _ = check(write_series([0.0, 3.0, 6.0], SliceThickness=None), tmp_path)
+    assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 3
+
+
+def test_a_seg_of_a_tilted_gantry_lies_on_the_slices(write_series, tmp_path):
+    """The tilt moves each slice by whole rows, so that nothing is interpolated."""
+    noise = np.random.default_rng(0).integers(1500, 2500, (4, 30, 20))
+    series = write_series([3.0 * k for k in range(4)], drift=0.25, pixels=noise)
+    mask = sitk.Cast(read_volume(series) > 900.5, sitk.sitkUInt8) * 3
+    write_seg(mask, LABELS, series, tmp_path / "mask.dcm", version="1")
+    frames = read_back(tmp_path / "mask.dcm", series)[2]
+    np.testing.assert_array_equal(frames > 0, noise - 1024 > 900.5)
