@@ -12,9 +12,10 @@ from medi3d.engine.budget import learning_rate_factor
 from medi3d.engine.handlers import Checkpoints, MetricsTable, TrainingProgress, Validation
 from medi3d.engine.precision import Precision
 from medi3d.engine.settings import TrainingSettings
-from medi3d.engine.state import TrainingState, load_network
+from medi3d.engine.state import TrainingState, load_network, read_checkpoint, write_checkpoint
 from medi3d.engine.task import segmentation
-from medi3d.errors import TrainingError, build_evaluator, build_trainer
+from medi3d.engine.trainer import build_evaluator, build_trainer
+from medi3d.errors import TrainingError, WeightsError
 
 FP32 = Precision(torch.device("cpu"), bf16=False)
 
@@ -190,3 +191,31 @@ def test_worker_processes_change_nothing(tmp_path):
     alone, helped = train(tmp_path / "one", settings), train(tmp_path / "two", settings, workers=2)
     for key, value in alone.network.state_dict().items():
         torch.testing.assert_close(value, helped.network.state_dict()[key])
+
+
+def test_weights_that_are_not_finite_are_never_kept(tmp_path, monkeypatch):
+    """The last step diverges: no later loss would show it."""
+    settings = dataclasses.replace(SETTINGS, steps=1)
+    trainer, state = trainer_of(settings)
+    Checkpoints(tmp_path / "best.pt", tmp_path / "last.pt", state, "dice").attach(trainer)
+
+    def diverge():
+        with torch.no_grad():
+            next(state.network.parameters()).fill_(float("inf"))
+
+    monkeypatch.setattr(state.scheduler, "step", diverge)
+    with pytest.raises(TrainingError, match=r"after step 1 the weights .* not finite: lower"):
+        trainer.run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_byte_of_a_checkpoint_is_noticed(tmp_path):
+    path = tmp_path / "best.pt"
+    write_checkpoint(path, {"format": 1, "network": {"w": torch.arange(1000.0)}})
+    assert read_checkpoint(path)["network"]["w"][3] == 3
+    content = bytearray(path.read_bytes())
+    place = content.index(torch.arange(1000.0).numpy().tobytes()[400:440])
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="wrong checksum"):
+        read_checkpoint(path)
