@@ -5,7 +5,10 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from medi3d.errors import printable
 
 console = Console()
 
@@ -17,7 +20,7 @@ def print_facts(title: str, facts: dict[str, Any]) -> None:
     table.add_column(overflow="fold")  # show checksums in full
     for key, value in facts.items():
         if value not in (None, "", (), {}):
-            table.add_row(key, str(value))
+            table.add_row(key, escape(printable(str(value))))
     console.print(table)
 
 
@@ -34,7 +37,7 @@ def _cell(value: Any) -> str:
         return "[green]yes[/]" if value else "[red]no[/]"
     if value is None:
         return ""
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else escape(printable(str(value)))
 
 
 def compact_table(title: str) -> Table:

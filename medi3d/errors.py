@@ -45,6 +45,16 @@ class ResourceError(Medi3dError):
     """The machine has too little memory for what was asked."""
 
 
+def printable(text: str) -> str:
+    """Text that obeys nothing on a terminal: control characters and bytes that are no text as escapes."""
+    return "".join(
+        letter
+        if letter.isprintable() or letter == "\n"
+        else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in text
+    )
+
+
 def first_line(error: object, limit: int = 200) -> str:
     """The first line of an error's message, at most `limit` characters; its type where it says nothing."""
     lines = str(error).strip().splitlines()

@@ -13,7 +13,7 @@ from medi3d.cli.inflation import inflate, inspect, verify
 from medi3d.cli.machine import doctor, quickstart
 from medi3d.cli.prediction import classify, export, predict
 from medi3d.cli.weights import weights_app
-from medi3d.errors import Medi3dError
+from medi3d.errors import Medi3dError, printable
 
 app = typer.Typer(
     name="medi3d",
@@ -64,7 +64,7 @@ def main() -> None:
 
 def fail(error: Exception) -> None:
     """End the program with the error as one line on stderr."""
-    typer.echo(f"medi3d: {' '.join(str(error).split())}", err=True)
+    typer.echo(f"medi3d: {printable(' '.join(str(error).split()))}", err=True)
     raise SystemExit(1)
 
 

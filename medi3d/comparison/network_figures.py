@@ -22,7 +22,7 @@ from medi3d.experiment.tasks import make_network, make_task
 from medi3d.models.norms import batch_norms
 from medi3d.prediction.predictor import Predictor
 from medi3d.reports.filters import first_kernel
-from medi3d.reports.plots import PREDICTION, REFERENCE, draw_confusion, save_figure
+from medi3d.reports.plots import PREDICTION, REFERENCE, draw_confusion, plain, save_figure
 
 FILTERS = 12
 
@@ -68,7 +68,8 @@ def plot_cases(results: Results, pair: tuple[Trained, Trained], path: Path) -> P
     for line, (word, name) in zip(figure.subplots(3, 2), shown.items(), strict=True):
         for axes, trained, scores in zip(line, pair, dice, strict=True):
             _draw_case(axes, trained, cases[name])
-            axes.set_title(f"{word}: {name}\n{trained.name}: Dice {scores[name]:.3f}", size=10)
+            title = plain(f"{word}: {name}\n{trained.name}: Dice {scores[name]:.3f}")
+            axes.set_title(title, size=10)
     return save_figure(figure, path)
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from medi3d.engine import distributed
+from medi3d.errors import printable
 
 log = logging.getLogger("medi3d")
 console = Console(stderr=True)
@@ -25,6 +26,7 @@ def shown_log(path: Path | None = None) -> Iterator[None]:
     level = log.level
     log.setLevel(logging.INFO)
     for handler in handlers:
+        handler.addFilter(_printable)
         log.addHandler(handler)
     try:
         yield
@@ -35,6 +37,12 @@ def shown_log(path: Path | None = None) -> Iterator[None]:
             handler.close()
 
 
+def _printable(record: logging.LogRecord) -> bool:
+    """File names in a message must not obey on the terminal."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
 def _screen() -> logging.Handler:
     if console.is_terminal:  # through rich, so that lines stay above a progress bar
         return RichHandler(console=console, show_time=False, show_level=False, show_path=False)
@@ -42,6 +50,6 @@ def _screen() -> logging.Handler:
 
 
 def _file(path: Path) -> logging.Handler:
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     return handler

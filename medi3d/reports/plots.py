@@ -10,9 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
 from medi3d.engine.metrics import Row
+from medi3d.errors import printable
 from medi3d.files import writing, written_aside
 
 REFERENCE, PREDICTION = "#00c853", "#ff1744"
+
+
+def plain(text: str) -> str:
+    """Text of a user for a figure, where matplotlib would read $ as mathematics."""
+    return printable(text).replace("$", r"\$")
 
 
 def plot_curves(rows: Sequence[Row], score: str, path: Path) -> None:
@@ -51,7 +57,7 @@ def plot_overlay(
         path: a PNG.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
-    figure.suptitle(f"{title}   reference green, prediction red")
+    figure.suptitle(plain(f"{title}   reference green, prediction red"))
     marked = label if label.any() else pred
     centre = [_fullest_slice(marked, axis) for axis in range(3)]
     planes = zip(figure.subplots(1, 3), range(3), ("axial", "coronal", "sagittal"), strict=True)
@@ -83,8 +89,9 @@ def draw_confusion(axes: Axes, pairs: Sequence[tuple[str, str]], classes: Sequen
     axes.imshow(counts, cmap="Blues")
     ticks: dict[str, Any] = {"xticks": range(len(classes)), "yticks": range(len(classes))}
     axes.set(xlabel="predicted", ylabel="true", **ticks)
-    axes.set_xticklabels(classes, rotation=90)
-    axes.set_yticklabels(classes)
+    names = [plain(name) for name in classes]
+    axes.set_xticklabels(names, rotation=90)
+    axes.set_yticklabels(names)
     for (row, column), count in np.ndenumerate(counts):
         if count:
             colour = "white" if count > counts.max() / 2 else "black"
