@@ -39,7 +39,7 @@ VOLUMETRIC: dict[str, Callable[[int, int | None], VolumetricEncoder]] = {
     "segresnet3d": SegRes,
     **{f"swinunetr3d:{width}": partial(SwinEncoder, width) for width in (48, 96, 192)},
     "anatomix": Anatomix,
-    "anatomix:dev": partial(Anatomix, width=20, downs=5, dev=True),
+    "anatomix:dev": partial(Anatomix, width=32, downs=5, dev=True),
     "merlin": Merlin,
     **{f"r3d:resnet{depth}": partial(R3D, depth) for depth in R3D_DEPTHS},
     **{f"ircsn:resnet{depth}": partial(IrCSN, depth) for depth in IRCSN_DEPTHS},

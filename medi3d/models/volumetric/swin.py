@@ -1,5 +1,6 @@
 """VoCo's encoder: MONAI's SwinUNETR up to its decoder."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from monai.networks.nets.swin_unetr import SwinUNETR
@@ -30,6 +31,12 @@ class SwinEncoder(VolumetricEncoder):
         net: Any = SwinUNETR(in_channels, 1, feature_size=width, use_v2=True)
         self.in_channels, self.normaliser, self.normalize = in_channels, None, net.normalize
         self.swinViT = net.swinViT
+        self.stages = LEVELS - 2 if levels is None else max(0, min(levels, LEVELS) - 2)
+        for stage in range(self.stages + 1, LEVELS - 1):
+            delattr(self.swinViT, f"layers{stage}")
+            delattr(self.swinViT, f"layers{stage}c")
+        if levels == 1:
+            del self.swinViT
         for name in _BLOCKS[:levels]:
             if name is not None:
                 self.add_module(name, getattr(net, name))
@@ -38,16 +45,27 @@ class SwinEncoder(VolumetricEncoder):
 
     def maps(self, volume: Tensor) -> list[Tensor]:
         """Maps of the levels."""
-        size, coarsest = volume.shape[2:], 2 ** (LEVELS - 1)
+        size, coarsest = volume.shape[2:], self.strides[-1][0]
         if max(size) <= coarsest:
             raise ShapeError(
                 f"a volume of {tuple(size)} voxels is too small for SwinUNETR: instance norms at stride "
                 f"{coarsest} need two positions, so one axis needs {coarsest + 1} voxels"
             )
         volume = to_xyz_of_ras(volume)
-        hidden = self.swinViT(volume, self.normalize)
         maps = []
-        for name, x in zip(_BLOCKS[: len(self.strides)], (volume, *hidden), strict=False):
+        for name, x in zip(_BLOCKS[: len(self.strides)], (volume, *self._tokens(volume)), strict=True):
             block: nn.Module = nn.Identity() if name is None else self.get_submodule(name)
             maps.append(from_xyz_of_ras(block(x)))
         return maps
+
+    def _tokens(self, volume: Tensor) -> Iterator[Tensor]:
+        """What the patches' embedding and each stage of the transformer give, normalised over channels."""
+        if len(self.strides) < 2:
+            return
+        swin: Any = self.swinViT
+        x = swin.pos_drop(swin.patch_embed(volume))
+        yield swin.proj_out(x, self.normalize)
+        for stage in range(1, self.stages + 1):
+            x = getattr(swin, f"layers{stage}c")[0](x.contiguous())
+            x = getattr(swin, f"layers{stage}")[0](x.contiguous())
+            yield swin.proj_out(x, self.normalize)

@@ -47,10 +47,19 @@ class UNet3d(VolumetricEncoder):
 class NnUNet3d(VolumetricEncoder, NnUNetEncoder):  # type: ignore[misc]
     """nnU-Net's plain or residual encoder for volumes; maps at strides 1, 2, 4, ... 32."""
 
-    def __init__(self, residual: bool, in_channels: int = 1, levels: int | None = None) -> None:
-        NnUNetEncoder.__init__(self, 3, residual=residual, in_channels=in_channels, levels=levels)
+    def __init__(
+        self,
+        residual: bool,
+        in_channels: int = 1,
+        levels: int | None = None,
+        *,
+        features: Sequence[int] = FEATURES,
+    ) -> None:
+        NnUNetEncoder.__init__(
+            self, 3, residual=residual, in_channels=in_channels, levels=levels, features=features
+        )
         self.in_channels, self.normaliser = in_channels, None
-        self.out_channels = list(FEATURES[:levels])
+        self.out_channels = list(features[:levels])
         self.strides = [(2**i, 2**i, 2**i) for i in range(len(self.out_channels))]
 
     def maps(self, volume: Tensor) -> list[Tensor]:
@@ -116,7 +125,7 @@ class Anatomix(VolumetricEncoder):
         levels: maps to give; None: all.
         width: channels of the first level; each next has twice as many.
         downs: how often the resolution is halved.
-        dev: the larger network of 2026: instance norms without parameters, average pools.
+        dev: the larger network of 2026: instance norms without parameters (epsilon 1e-2), average pools.
     """
 
     def __init__(
@@ -161,4 +170,4 @@ class Anatomix(VolumetricEncoder):
 def _reflecting(before: int, after: int, dev: bool) -> list[nn.Module]:
     conv = nn.Conv3d(before, after, 3, padding="same", padding_mode="reflect", bias=dev)
     # The map that an activation replaces in place would be one that is given.
-    return [conv, nn.InstanceNorm3d(after) if dev else nn.BatchNorm3d(after), nn.ReLU()]
+    return [conv, nn.InstanceNorm3d(after, eps=1e-2) if dev else nn.BatchNorm3d(after), nn.ReLU()]

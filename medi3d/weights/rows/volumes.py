@@ -81,9 +81,9 @@ def _totalsegmentator(number: int) -> WeightsRow:
         keymap="totalsegmentator",
         file=f"{folder}/{trainer}/fold_0/checkpoint_final.pth",
         url=f"{releases}/v2.0.0-weights/{folder}.zip",
-        note="CT; clipped and normalised by the numbers in the plans.json of the archive; 1.5 mm; kernels are "
-        "turned from (z, y, x) in RAS to (D, H, W); where H or W is even at a level, its strided grid starts a "
-        "voxel later than there",
+        note="CT; clipped and normalised by the numbers in the archive's plans.json; 1.5 mm; kernels are "
+        "turned from (z, y, x) in RAS to (D, H, W); where H or W is even at a level, its strided grid starts "
+        "a voxel later than there",
     )
 
 
@@ -161,9 +161,8 @@ def _ct_fm(kind: str) -> WeightsRow:
 
 
 _ANATOMIX = {
-    "anatomix": ("anatomix", "anatomix", "6 M parameters"),
-    "brains": ("anatomix+brains", "anatomix", "6 M parameters, and trained on brains"),
-    "dev": ("anatomix-dev", "anatomix:dev", "94 M parameters, experimental"),
+    "anatomix": ("anatomix", "anatomix", "6 M parameters as a whole"),
+    "dev": ("anatomix-dev", "anatomix:dev", "94 M parameters as a whole, experimental"),
 }
 
 
