@@ -33,10 +33,10 @@ def made(medi3d, tmp_path):
     return paths[0], json.loads(paths[1].read_text()), out
 
 
-def test_a_row_tells_what_its_licence_forbids(medi3d):
+def test_a_row_shows_the_conditions_of_its_licence(medi3d):
     code, out, err = medi3d("weights", "show", "suprem/unet")
     assert (code, err) == (0, "")
-    assert all(word in out for word in ("CC BY-NC-ND 4.0", "forbids", "commercial use"))
+    assert all(word in out for word in ("CC BY-NC-ND 4.0", "conditions", "no commercial use"))
 
 
 def test_inflate_then_verify_then_inspect(medi3d, made, tmp_path):

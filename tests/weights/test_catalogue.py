@@ -24,10 +24,10 @@ def test_every_row_says_what_a_user_must_know(row):
 
 
 @pytest.mark.parametrize("row", list_weights(), ids=lambda row: row.name)
-def test_a_licence_that_forbids_or_asks_says_what(row):
+def test_a_restrictive_licence_states_its_conditions(row):
     limited = {part for part in ("NC", "ND", "BY") if part in row.licence.replace("-", " ").split()}
-    words = {"NC": "commercial use", "ND": "sharing of what is made", "BY": "attribution"}
-    assert all(words[part] in row.forbids for part in limited)
+    words = {"NC": "no commercial use", "ND": "no sharing of derivatives", "BY": "attribution"}
+    assert all(words[part] in row.conditions for part in limited)
     assert row.sha256 is None or len(row.sha256) == 64
 
 

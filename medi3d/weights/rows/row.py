@@ -66,7 +66,7 @@ class WeightsRow:
     """Where it is published."""
     classes: str | None = None
     """File of class names beside this module, in the order of the logits."""
-    forbids: str = ""
-    """What the licence forbids or asks for beyond a copy of its notice; "" where nothing is known."""
+    conditions: str = ""
+    """What the licence forbids, and what it requires beyond a copy of its notice."""
     note: str = ""
     """What the contract cannot say: units, window, spacing, axes."""

@@ -3,8 +3,8 @@
 from medi3d.weights.keymaps import MEDICALNET_DEPTHS
 from medi3d.weights.rows.row import InputContract, WeightsRow
 
-NC_ND = "commercial use; sharing of what is made from them, such as fine-tuned weights; asks for attribution"
-BY = "asks for attribution"
+NC_ND = "no commercial use; no sharing of derivatives, such as fine-tuned weights; attribution required"
+BY = "attribution required"
 _UNIT = {"mean": (0.0,), "std": (1.0,)}
 """Intensities from 0 to 1, not centred."""
 
@@ -45,7 +45,7 @@ def _openmind(task: str) -> WeightsRow:
         source="nnunet3d:residual",
         description=f"OpenMind: ResEnc-L pretrained on 114,000 head MR volumes by {method}",
         licence="CC-BY-4.0",
-        forbids=BY,
+        conditions=BY,
         paper="Wald et al. 2024, arXiv:2412.17041",
         dimensions=3,
         keymap="openmind",
@@ -204,7 +204,7 @@ ROWS = (
         source="unet3d",
         description="SuPreM: U-Net trained to segment 2100 abdominal CTs; its encoder",
         licence="CC BY-NC-ND 4.0",
-        forbids=NC_ND,
+        conditions=NC_ND,
         paper="Li et al. 2024, arXiv:2501.11253",
         dimensions=3,
         contract=InputContract(mean=(0.0,), std=(1.0,), channels="HU", size=96),
