@@ -5,6 +5,8 @@ Isensee et al. 2021, "nnU-Net" (doi:10.1038/s41592-020-01008-z) and 2024, "nnU-N
 the resolution, each of the others halves it.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from medi3d.errors import SourceError
@@ -29,18 +31,25 @@ class NnUNetEncoder(nn.Module):
         residual: the residual encoder (with a stem) in place of the plain one.
         in_channels: channels of the input.
         levels: stages to build; None: all six.
+        features: channels of the stages.
 
     Raises:
         SourceError: more levels than there are stages.
     """
 
     def __init__(
-        self, dims: int, *, residual: bool = False, in_channels: int = 1, levels: int | None = None
+        self,
+        dims: int,
+        *,
+        residual: bool = False,
+        in_channels: int = 1,
+        levels: int | None = None,
+        features: Sequence[int] = FEATURES,
     ) -> None:
         super().__init__()
-        if levels is not None and levels > len(FEATURES):
-            raise SourceError(f"levels is {levels}: nnU-Net's encoders have {len(FEATURES)} feature maps")
-        features = FEATURES[:levels]
+        if levels is not None and levels > len(features):
+            raise SourceError(f"levels is {levels}: nnU-Net's encoders have {len(features)} feature maps")
+        features = features[:levels]
         self.stem = _Convolutions(dims, in_channels, features[0], 1, 1) if residual else None
         self.stages = nn.Sequential()
         before = features[0] if residual else in_channels

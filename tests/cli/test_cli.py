@@ -33,6 +33,12 @@ def made(medi3d, tmp_path):
     return paths[0], json.loads(paths[1].read_text()), out
 
 
+def test_a_row_shows_the_conditions_of_its_licence(medi3d):
+    code, out, err = medi3d("weights", "show", "suprem/unet")
+    assert (code, err) == (0, "")
+    assert all(word in out for word in ("CC BY-NC-ND 4.0", "conditions", "no commercial use"))
+
+
 def test_inflate_then_verify_then_inspect(medi3d, made, tmp_path):
     path, report, out = made
     assert "exact: the 3D network equals the 2D one" in out

@@ -23,6 +23,14 @@ def test_every_row_says_what_a_user_must_know(row):
     assert row.package is None or (row.sha256 and row.size and row.file == row.package.member.split("/")[-1])
 
 
+@pytest.mark.parametrize("row", list_weights(), ids=lambda row: row.name)
+def test_a_restrictive_licence_states_its_conditions(row):
+    limited = {part for part in ("NC", "ND", "BY") if part in row.licence.replace("-", " ").split()}
+    words = {"NC": "no commercial use", "ND": "no sharing of derivatives", "BY": "attribution"}
+    assert all(words[part] in row.conditions for part in limited)
+    assert row.sha256 is None or len(row.sha256) == 64
+
+
 def test_names_are_unique():
     assert len({row.name for row in list_weights()}) == len(list_weights())
 

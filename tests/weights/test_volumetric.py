@@ -1,6 +1,5 @@
 """Volumetric weights: each key map against the published architecture, built here with random weights."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,46 +11,16 @@ from medi3d.models.networks import create_segmenter
 from medi3d.weights.catalogue import find_weights, get_row, list_weights
 from medi3d.weights.keymaps import MEDICALNET_DEPTHS, get_keymap
 from medi3d.weights.load import load_weights
+from tests.weights.references import (
+    ReferenceBlock,
+    ReferenceNnUNet,
+    assert_same,
+    published,
+    randomised,
+)
 
 MEDICALNET = [row for row in list_weights() if row.name.startswith("medicalnet/")]
 UNETS = [get_row("modelsgenesis/chest_ct"), get_row("suprem/unet")]
-
-
-class ReferenceBlock(nn.Module):
-    """MedicalNet's basic block and bottleneck (Med3D, fig. 2; He et al. 2015, fig. 5)."""
-
-    def __init__(self, before, width, bottleneck, type_a, stride, dilation):
-        super().__init__()
-        after = 4 * width if bottleneck else width
-        sizes = [before, width, width, after] if bottleneck else [before, width, width]
-        self.convs = len(sizes) - 1
-        for i in range(self.convs):
-            wide = not bottleneck or i == 1
-            turn = stride if i == (1 if bottleneck else 0) else 1
-            kernel = (
-                {"kernel_size": 3, "padding": dilation, "dilation": dilation} if wide else {"kernel_size": 1}
-            )
-            conv = nn.Conv3d(sizes[i], sizes[i + 1], stride=turn, bias=False, **kernel)
-            self.add_module(f"conv{i + 1}", conv)
-            self.add_module(f"bn{i + 1}", nn.BatchNorm3d(sizes[i + 1]))
-        self.type_a, self.stride, self.missing = type_a, stride, after - before
-        if (stride > 1 or before != after) and not type_a:
-            self.downsample = nn.Sequential(
-                nn.Conv3d(before, after, 1, stride, bias=False), nn.BatchNorm3d(after)
-            )
-
-    def forward(self, x):
-        y = x
-        for i in range(1, self.convs + 1):
-            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
-            y = F.relu(y) if i < self.convs else y
-        if hasattr(self, "downsample"):
-            x = self.downsample(x)
-        elif self.missing or self.stride > 1:
-            x = F.avg_pool3d(x, 1, self.stride)
-            zeros = torch.zeros(x.shape[0], self.missing, *x.shape[2:])
-            x = torch.cat([x, zeros], dim=1)
-        return F.relu(x + y)
 
 
 class ReferenceMedicalNet(nn.Module):
@@ -83,39 +52,6 @@ class ReferenceMedicalNet(nn.Module):
 
 
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-
-
-def randomised(net):
-    """Nothing left at zero or one, activations of order one."""
-    torch.manual_seed(7)
-    for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.uniform_(module.weight, 0.3, 0.9)
-            nn.init.normal_(module.bias, std=0.2)
-            if module.running_mean is not None:
-                module.running_mean.normal_(std=0.1)
-                module.running_var.uniform_(0.5, 1.5)
-        elif isinstance(module, nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight)
-    return net.eval()
-
-
-def published(net, path, wrapper="state_dict", prefix="module."):
-    state = {prefix + key: value for key, value in net.state_dict().items()}
-    torch.save({wrapper: state, "epoch": 3, "best": np.float64(0.9), "optimizer": {"lr": 0.1}}, path)
-
-
-@pytest.fixture
-def folder(nothing_at_hand, monkeypatch):
-    """An empty folder of weights, the only place where they are looked for."""
-    monkeypatch.setenv("MEDI3D_WEIGHTS_PATH", str(nothing_at_hand))
-    return nothing_at_hand
-
-
-def assert_same(maps, answers):
-    for ours, theirs in zip(maps, answers, strict=True):
-        assert ours.shape == theirs.shape
-        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
 @pytest.mark.parametrize("depth", [10, 18, 50])
@@ -253,65 +189,6 @@ def test_one_channel_stems_take_any_number_of_channels(channels, folder):
     assert_same(many(volume.expand(-1, channels, -1, -1, -1)), one(volume))
 
 
-class TwiceRegistered(nn.Module):
-    """nnU-Net's convolution, norm and activation: registered by name, and once more in a list."""
-
-    def __init__(self, before, after, kernel, stride, active=True):
-        super().__init__()
-        self.conv = nn.Conv3d(before, after, kernel, stride, (kernel - 1) // 2, bias=kernel > 1)
-        self.norm = nn.InstanceNorm3d(after, eps=1e-5, affine=True)
-        self.all_modules = nn.Sequential(self.conv, self.norm, *[nn.LeakyReLU()] * active)
-
-    def forward(self, x):
-        return self.all_modules(x)
-
-
-def reference_block(before, after, stride):
-    block = nn.Module()
-    block.conv1 = TwiceRegistered(before, after, 3, stride)
-    block.conv2 = TwiceRegistered(after, after, 3, 1, active=False)
-    pool = [nn.AvgPool3d(stride, stride)] if stride > 1 else []
-    project = [TwiceRegistered(before, after, 1, 1, active=False)] if before != after else []
-    block.skip = nn.Sequential(*pool, *project)
-    return block
-
-
-class ReferenceNnUNet(nn.Module):
-    """nnU-Net's U-Net as its checkpoints have it, the decoder cut to its copy of the encoder."""
-
-    def __init__(self, residual):
-        super().__init__()
-        channels = [32 if residual else 1, 32, 64, 128, 256, 320, 320]
-        self.encoder, self.decoder = nn.Module(), nn.Module()
-        self.encoder.stages = nn.Sequential()
-        if residual:
-            self.encoder.stem = nn.Module()
-            self.encoder.stem.convs = nn.Sequential(TwiceRegistered(1, 32, 3, 1))
-        for i, blocks in enumerate((1, 3, 4, 6, 6, 6)):
-            before, after, stride, stage = channels[i], channels[i + 1], 2 if i else 1, nn.Module()
-            if residual:
-                rest = [reference_block(after, after, 1) for _ in range(blocks - 1)]
-                stage.blocks = nn.Sequential(reference_block(before, after, stride), *rest)
-            else:
-                stage.convs = nn.Sequential(
-                    TwiceRegistered(before, after, 3, stride), TwiceRegistered(after, after, 3, 1)
-                )
-                stage = nn.Sequential(stage)
-            self.encoder.stages.append(stage)
-        self.decoder.encoder = self.encoder
-
-    def forward(self, x):
-        maps, x = [], self.encoder.stem.convs(x) if hasattr(self.encoder, "stem") else x
-        for stage in self.encoder.stages:
-            if hasattr(stage, "blocks"):
-                for block in stage.blocks:
-                    x = F.leaky_relu(block.conv2(block.conv1(x)) + block.skip(x), 0.01)
-            else:
-                x = stage[0].convs(x)
-            maps.append(x)
-        return maps
-
-
 @pytest.mark.parametrize("kind", ["plain", "residual"])
 @torch.no_grad()
 def test_nnunets_encoder_equals_the_published_architecture(kind, tmp_path):
@@ -365,14 +242,16 @@ def test_a_checkpoint_of_another_depth_is_refused_in_one_line(into, has, folder)
     assert before
 
 
-@pytest.mark.parametrize("source", ["medicalnet:resnet10", "unet3d"])
+@pytest.mark.parametrize("source", ["medicalnet:resnet10", "unet3d", "r3d:resnet18"])
 @pytest.mark.parametrize("size", [(9, 17, 16), (1, 5, 3)], ids=str)
 def test_volumetric_encoders_make_segmenters_for_any_size(source, size):
     net = create_segmenter(source, num_classes=3, levels=3)
     assert net(torch.randn(1, 1, *size)).shape == (1, 3, *size)
 
 
-@pytest.mark.parametrize(("source", "count"), [("medicalnet:resnet18", 3), ("unet3d", 4)])
+@pytest.mark.parametrize(
+    ("source", "count"), [("medicalnet:resnet18", 3), ("unet3d", 4), ("segresnet3d", 3), ("anatomix", 3)]
+)
 def test_levels_leave_no_parameter_unused(source, count):
     for levels in range(1, count + 1):
         encoder = create_encoder(source, levels=levels)

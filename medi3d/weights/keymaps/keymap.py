@@ -1,0 +1,42 @@
+"""What a key map is: published name -> our name, and the layout that the published numbers are in."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """A table of names, and the layout that the published numbers are in.
+
+    Our names that a network does not have are left out without complaint: encoders end before the head.
+    """
+
+    table: Mapping[str, str | None]
+    to_our_layout: Callable[[str, Tensor], Tensor] = lambda our_key, tensor: tensor
+    dropped: tuple[str, ...] = ()
+    """Glob patterns of published names that are dropped on purpose: decoders, heads, prompts."""
+    stem: str | None = None
+    """Our name of the first kernel, which may be adapted to any number of input channels."""
+    ones: tuple[str, ...] = ()
+    """Glob patterns of published names that are dropped only where every number is one: our norms have no
+    scale, and a trained one must not be lost."""
+
+    def drops(self, published: str) -> bool:
+        """Whether a published name outside of the table is dropped on purpose."""
+        return any(fnmatchcase(published, pattern) for pattern in (*self.dropped, *self.ones))
+
+    def must_be_one(self, published: str) -> bool:
+        """Whether a tensor is dropped because it changes nothing, which the caller has to check."""
+        return any(fnmatchcase(published, pattern) for pattern in self.ones)
+
+
+NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+"""Tensors of a batch norm."""
+
+
+def norm(published: str, ours: str) -> dict[str, str | None]:
+    """The table of one batch norm."""
+    return {f"{published}.{tensor}": f"{ours}.{tensor}" for tensor in NORM}
