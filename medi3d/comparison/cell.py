@@ -43,8 +43,10 @@ class Result:
 def is_complete(cell: Cell, cells: Path) -> bool:
     """Whether the run of a cell is finished, in the folder of all cells."""
     try:
-        return json.loads((cells / cell.id / RESULT).read_text())["digest"] == cell.digest
-    except (OSError, ValueError, KeyError, TypeError):
+        facts = json.loads((cells / cell.id / RESULT).read_text())
+        # Results from before version 0.2 do not know their contents.
+        return (facts["digest"], facts.get("contents", cell.contents)) == (cell.digest, cell.contents)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -69,6 +71,7 @@ def run_cell(cell: Cell, cells: Path) -> str | None:
         return f"{type(error).__name__}: {' '.join(str(error).split())} (traceback in {run.traceback})"
     facts = {
         "digest": cell.digest,
+        "contents": cell.contents,
         "learning_rate": cell.experiment.training.learning_rate,
         "tuning_score": last["best"],
         **{key: last[key] for key in ("step", "wall_seconds", "cpu_seconds", "training_cpu_seconds")},

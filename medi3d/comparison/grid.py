@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Cell:
         parts: these cases.
         split: the split on which it is scored.
         threads: of its process.
+        contents: SHA-256 of its images, labels and plan file, which may change under the same names.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Cell:
     parts: Parts
     split: str
     threads: int
+    contents: str = ""
 
     def run(self, cells: Path) -> Run:
         """Its run folder in the folder of all cells."""
@@ -179,7 +182,7 @@ class Grid:
         if isinstance(data, ClipSettings):
             data = replace(data, videos="", skip_damaged=False)
         named = replace(experiment, name=name, data=data)
-        return Cell(name, digest, named, parts, split, comparison.threads)
+        return Cell(name, digest, named, parts, split, comparison.threads, _contents(experiment, parts))
 
 
 def _scored(experiment: Experiment) -> Scored:
@@ -198,6 +201,19 @@ def _digest(experiment: Scored, parts: Parts, split: str, threads: int) -> str:
         "files": {name: file_sha256(Path(name)) for name in _files(experiment)},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _contents(experiment: Scored, parts: Parts) -> str:
+    plan = Path(str(experiment.network.plan))
+    files = [*parts.files(), *([plan] if plan.is_file() else [])]
+    stamped = [(path, status.st_size, status.st_mtime_ns) for path in files if (status := path.stat())]
+    return hashlib.sha256("".join(_sum_of(*stamp) for stamp in stamped).encode()).hexdigest()
+
+
+@cache
+def _sum_of(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file; read once, since the runs of a grid share their cases."""
+    return file_sha256(path)
 
 
 def _files(experiment: Experiment) -> list[str]:

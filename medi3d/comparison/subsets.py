@@ -13,6 +13,7 @@ from medi3d.datasets.clips.clips import Clip, read_clip_list
 from medi3d.datasets.clips.settings import ClipSettings
 from medi3d.datasets.clips.splits import split_clips
 from medi3d.datasets.cohorts.cohort import Case
+from medi3d.datasets.images.formats import content_files
 from medi3d.errors import ConfigError
 from medi3d.experiment.samples import split_volumes
 from medi3d.experiment.settings import ClassificationExperiment, SegmentationExperiment
@@ -45,6 +46,14 @@ class Parts:
     def suffix(self) -> str:
         """Suffix of the list of cases: .csv for clips, .json for volumes."""
         return ".csv" if self.classes else ".json"
+
+    def files(self) -> list[Path]:
+        """All files of all cases."""
+        cases = [case for part in self.splits.values() for case in part]
+        named = [
+            (case.path,) if isinstance(case, Clip) else (*case.images, *case.label_files) for case in cases
+        ]
+        return [file for group in named for path in group for file in content_files(path)]
 
     def names(self) -> dict[str, list[str]]:
         """Split -> names of its cases, sorted."""

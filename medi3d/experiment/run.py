@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,11 @@ class Run:
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"{folder}: no run here (no {CONFIG}); train first, or give the run's folder")
-        return cls(folder, load_resolved(folder / CONFIG))
+        run = cls(folder, load_resolved(folder / CONFIG))
+        if not run.plan.is_file():
+            return run
+        network = replace(run.experiment.network, plan=str(run.plan))
+        return replace(run, experiment=replace(run.experiment, network=network))
 
     @property
     def config(self) -> Path:
@@ -107,6 +111,11 @@ class Run:
         return self.folder / LARGEST
 
     @property
+    def plan(self) -> Path:
+        """The kernel plan, where the config names a file: a copy, since that file may change or go."""
+        return self.folder / "plan.yaml"
+
+    @property
     def finished(self) -> Path:
         """Marks a fold whose network is trained and scored."""
         return self.folder / "finished.json"
@@ -163,6 +172,11 @@ class Run:
         different = _differences(OmegaConf.to_container(there), _as_container(self.experiment))
         for key in (*WITHOUT_EFFECT, *ignored):
             different.pop(key, None)
+        plan = plan_file(self.experiment)
+        if plan is not None and self.plan.is_file():  # by its content, wherever it is now
+            different.pop("network.plan", None)
+            if plan.read_bytes() != self.plan.read_bytes():
+                different["network.plan"] = (f"the plan in {self.plan}", f"another plan in {plan}")
         if different:
             key, (old, new) = next(iter(different.items()))
             raise ConfigError(
@@ -177,6 +191,24 @@ class Run:
             DataError: it cannot be written.
         """
         start_folder(self.folder, _as_container(self.experiment), self.last.parent, self.plots)
+        plan = plan_file(self.experiment)
+        if plan is not None and plan != self.plan:
+            with writing(self.plan), written_aside(self.plan) as aside:
+                aside.write_bytes(plan.read_bytes())
+
+
+def plan_file(experiment: Experiment) -> Path | None:
+    """The file of the kernel plan; None for a plan by name.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    plan = str(experiment.network.plan)
+    if not plan.endswith((".yaml", ".yml")):
+        return None
+    if not Path(plan).is_file():
+        raise ConfigError(f"network.plan is {plan!r}: no such file")
+    return Path(plan)
 
 
 def start_folder(folder: Path, config: Any, *folders: Path) -> None:

@@ -20,7 +20,7 @@ from medi3d.engine.settings import PredictionSettings
 from medi3d.engine.state import load_network
 from medi3d.engine.task import Task
 from medi3d.errors import ConfigError, DataError
-from medi3d.experiment.run import Run
+from medi3d.experiment.run import Run, plan_file
 from medi3d.experiment.tasks import make_network, make_task
 from medi3d.files import file_sha256
 from medi3d.prediction.postprocessing import keep_largest, read_largest
@@ -68,7 +68,9 @@ class Predictor:
         network = make_network(run.experiment, task, pretrained=False, proof=False)
         load_network(run.best, network)
         largest = read_largest((decided or run).largest)
-        return cls.of(run.experiment, task, network, file_sha256(run.best), largest, str(run.folder))
+        plan = plan_file(run.experiment)
+        weights = file_sha256(run.best) + (file_sha256(plan) if plan else "")
+        return cls.of(run.experiment, task, network, weights, largest, str(run.folder))
 
     @classmethod
     def of(
@@ -86,7 +88,7 @@ class Predictor:
             experiment: how it was trained.
             task: from `make_task`.
             network: with its weights.
-            weights: SHA-256 of its weights file.
+            weights: SHA-256 of the files that define its function: weights, plan.
             largest: names of the labels that keep only their largest component.
             name: of the run or bundle, for messages.
         """

@@ -1,10 +1,12 @@
 """A run folder as a value: where its files are, what may be resumed, and that its config runs nothing."""
 
+from dataclasses import replace
+
 import pytest
 
 from medi3d.errors import ConfigError
 from medi3d.experiment.config import load_config
-from medi3d.experiment.run import Run
+from medi3d.experiment.run import Run, plan_file
 
 
 @pytest.fixture
@@ -81,3 +83,42 @@ def test_a_run_of_somebody_else_runs_and_reads_nothing(run, key, value):
     run.config.write_text(text.replace(key, value))
     with pytest.raises(ConfigError, match="medi3d did not write this config"):
         Run.open(run.folder)
+
+
+@pytest.fixture
+def planned(config, tmp_path):
+    """A run whose config names a plan file."""
+    plan = tmp_path / "mine.yaml"
+    plan.write_text("name: mine\nkernel: in_plane\n")
+    run = Run(tmp_path / "run", load_config(config, [f"network.plan={plan}"]))
+    run.start()
+    return run, plan
+
+
+@pytest.mark.parametrize("change", ["gone", "edited"])
+def test_a_run_keeps_its_plan(planned, change):
+    run, plan = planned
+    before = plan.read_bytes()
+    if change == "gone":
+        plan.unlink()
+    else:
+        plan.write_text("name: other\n")
+    opened = Run.open(run.folder)
+    assert plan_file(opened.experiment).read_bytes() == before
+
+
+def test_a_run_does_not_resume_with_another_plan(planned):
+    run, plan = planned
+    run.last.touch()
+    moved = plan.rename(plan.with_name("moved.yaml"))
+    same = replace(run.experiment, network=replace(run.experiment.network, plan=str(moved)))
+    Run(run.folder, same).check(resume=True)
+    moved.write_text("name: other\n")
+    with pytest.raises(ConfigError, match=r"network\.plan: the plan in .* not another plan"):
+        Run(run.folder, same).check(resume=True)
+
+
+def test_a_missing_plan_is_one_line(config, tmp_path):
+    run = Run(tmp_path / "run", load_config(config, ["network.plan=none.yaml"]))
+    with pytest.raises(ConfigError, match="no such file"):
+        run.start()
