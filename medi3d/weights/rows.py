@@ -65,6 +65,17 @@ class WeightsRow:
     """File of class names beside this module, in the order of the logits."""
     note: str = ""
     """What the contract cannot say: units, window, spacing, axes."""
+    part: str = ""
+    """Which part of the file: keys of the dictionaries around the tensors, joined with "/"."""
+    channels: int | None = None
+    """Input channels of the first kernel in a file of the user; None: not known."""
+    origin_licences: tuple[str, ...] = ()
+    """Of the weights that a file came from, if it is an artifact, which says so."""
+
+    @property
+    def licences(self) -> tuple[str, ...]:
+        """Of these weights and of all that they came from, each with the name of the weights."""
+        return self.origin_licences or (f"{self.name}: {self.licence}",)
 
 
 # (x - 127) / 128 for x in 0..255, as TensorFlow's EfficientNet-Lite. The checkpoint bears it out: on natural
