@@ -17,6 +17,7 @@ from typing import Any
 from medi3d.errors import WeightsError
 from medi3d.files import file_sha256
 from medi3d.weights.files import read_metadata, read_weights
+from medi3d.weights.hub import PREFIX, find_on_hub
 from medi3d.weights.rows import ROWS, InputContract, WeightsRow
 
 
@@ -26,23 +27,37 @@ def list_weights() -> list[WeightsRow]:
 
 
 def get_row(name: str) -> WeightsRow:
-    """The row of that name; for `file:PATH[#PART]` a row that stands for that file.
+    """The row of that name; for `file:PATH[#PART]` and `hf:ORG/NAME` one that stands for that file.
 
     Raises:
         WeightsError: there is none; the message lists near names. Or the file cannot be read.
     """
     if name.startswith("file:"):
-        return _row_of_file(name)
+        path, part = split_part(name.removeprefix("file:"))
+        return row_of(name, path, part)
+    if name.startswith(PREFIX):
+        return _row_of_hub(name)
     names = {row.name: row for row in ROWS}
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or list(names)
-        raise WeightsError(f"unknown weights {name!r}: did you mean {', '.join(near)}, or file:PATH?")
+        raise WeightsError(
+            f"unknown weights {name!r}: did you mean {', '.join(near)}, or file:PATH, hf:ORG/NAME?"
+        )
     return names[name]
 
 
-def _row_of_file(name: str) -> WeightsRow:
-    path, part = split_part(name.removeprefix("file:"))
-    return row_of(name, path, part)
+def _row_of_hub(name: str) -> WeightsRow:
+    name, _, part = name.partition("#")
+    found = find_on_hub(name)
+    return row_of(
+        found.name,
+        str(found.path),
+        part,
+        description="a file of a repository on the hub",
+        licence=found.licence,
+        url=found.name,
+        **({"contract": found.contract} if found.contract else {}),
+    )
 
 
 def split_part(text: str) -> tuple[str, str]:
@@ -114,7 +129,7 @@ def find_weights(row: WeightsRow) -> Path:
     """
     if row.file is None:
         raise WeightsError(f"weights {row.name} have no file here: {row.description}")
-    if row.name.startswith("file:"):
+    if row.name.startswith(("file:", PREFIX)):
         return Path(row.file)
     wrong = []
     for path in [*_on_weights_path(row.file), cached_path(row), *_in_package(row)]:
