@@ -10,6 +10,7 @@ Parameters have the published names. Each encoder takes `(B, C, D, H, W)` and re
 coarse, the last of each resolution; it has `.in_channels`, `.out_channels` and `.strides`.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,11 +22,13 @@ from torch import Tensor, nn
 
 from medi3d.axes import Triple, check_volume
 from medi3d.errors import ShapeError, SourceError
-from medi3d.models.contract import Normaliser
+from medi3d.models.contract import Normaliser, contract_of
 from medi3d.models.nnunet import FEATURES, NnUNetEncoder
 from medi3d.weights.catalogue import get_row
 from medi3d.weights.keymaps import MEDICALNET_DEPTHS
 from medi3d.weights.load import load_weights
+
+log = logging.getLogger("medi3d")
 
 
 @dataclass
@@ -224,8 +227,12 @@ def create_volumetric(
     if weights is not None and not unread:
         row = get_row(weights)
         report = load_weights(encoder, row).to_dict() if read_weights else {}
-        encoder.report.weights = {"name": weights, **report}
-        if contract and row.contract is not None:
-            encoder.normaliser = Normaliser(row.contract, in_channels)
+        encoder.report.weights = {"name": row.name, "licences": list(row.licences), **report}
+        expected, unknown = contract_of(source, weights, row) if contract else (None, "")
+        if unknown:
+            log.warning(unknown)
+            encoder.report.weights.setdefault("notes", []).append(unknown)
+        if expected is not None:
+            encoder.normaliser = Normaliser(expected, in_channels)
             encoder.report.weights["contract"] = encoder.normaliser.to_dict()
     return encoder

@@ -149,12 +149,13 @@ class Matcher:
                 found[name] = match
         if not found:
             return None
-        first, *others = found.values()
-        for other in others:
-            if other.places != first.places or other.keymap.to_our_layout != first.keymap.to_our_layout:  # type: ignore[union-attr]
-                raise WeightsError(
-                    f"several key maps fit the file: {', '.join(found)}; name one (keymap=...)"
-                )
+        plain = [match for match in found.values() if match.keymap and match.keymap.keeps_layout]
+        first = (plain or list(found.values()))[0]
+        turning = [name for name, match in found.items() if not _same_way(first, match)]
+        if turning and (first not in plain or any(first.places != found[n].places for n in turning)):
+            raise WeightsError(f"several key maps fit the file: {', '.join(found)}; name one (keymap=...)")
+        if turning:
+            first.notes.append(f"the key maps {', '.join(turning)} have the same names, but turn the kernels")
         return first
 
     def _by_names(self, published: Mapping[str, Tensor]) -> Match:

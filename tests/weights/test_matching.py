@@ -10,6 +10,8 @@ from torch import nn
 from medi3d.errors import WeightsError
 from medi3d.models.sources import build_source, whole_network
 from medi3d.models.volumetric import create_volumetric
+from medi3d.weights import matching
+from medi3d.weights.keymaps import KeyMap
 from medi3d.weights.load import load_weights
 
 
@@ -167,3 +169,45 @@ def test_an_nnunet_file_finds_its_key_map(tmp_path):
     report = load(tmp_path, {"network_weights": {**state, **copies, **decoder}, "init_args": {}}, encoder)
     torch.testing.assert_close({f"encoder.{k}": t for k, t in encoder.state_dict().items()}, state)
     assert any("key map nnunet" in note for note in report.notes)
+
+
+TABLE = {f"theirs.{name}": name for name in OURS if "num_batches" not in name}
+
+
+def first_axis(key, tensor):
+    return tensor.flip(0)
+
+
+def last_axis(key, tensor):
+    return tensor.flip(-1)
+
+
+@pytest.mark.parametrize(
+    ("maps", "expected"),
+    [
+        ({"a": KeyMap(TABLE), "b": KeyMap(TABLE, dropped=("*",))}, "key map a"),
+        (
+            {"turned": KeyMap(TABLE, last_axis), "plain": KeyMap(TABLE)},
+            "but turn the kernels",
+        ),
+        (
+            {
+                "left": KeyMap(TABLE, last_axis),
+                "right": KeyMap(TABLE, first_axis),
+            },
+            "several key maps fit the file: left, right; name one",
+        ),
+    ],
+    ids=["the same", "one as published", "both turned"],
+)
+def test_of_several_key_maps_one_that_turns_nothing_is_taken_or_none(tmp_path, monkeypatch, maps, expected):
+    monkeypatch.setattr(matching, "KEYMAPS", maps)
+    monkeypatch.setattr(matching, "get_keymap", lambda name: maps[name])
+    network, content = Backbone(), {theirs: OURS[ours] for theirs, ours in TABLE.items()}
+    if "several" in expected:
+        with pytest.raises(WeightsError, match=expected):
+            load(tmp_path, content, network)
+        return
+    report = load(tmp_path, content, network)
+    assert any(expected in note for note in report.notes)
+    assert all(torch.equal(network.state_dict()[ours], OURS[ours]) for ours in TABLE.values())
