@@ -103,7 +103,10 @@ class Matcher:
         exact = self._by_exact_names(published)
         if exact.complete:
             return exact
-        mapped = self._by_keymap(published)
+        named = self._by_names(published, prefixed=False)
+        if named.complete:
+            return named
+        mapped = self._by_keymap(published)  # before prefixes: for the same names it may turn the kernels
         if mapped is not None:
             return mapped
         named = self._by_names(published)
@@ -158,9 +161,9 @@ class Matcher:
             first.notes.append(f"the key maps {', '.join(turning)} have the same names, but turn the kernels")
         return first
 
-    def _by_names(self, published: Mapping[str, Tensor]) -> Match:
+    def _by_names(self, published: Mapping[str, Tensor], *, prefixed: bool = True) -> Match:
         index = _index(self.ours)
-        prefix, notes = self._prefix(published, index)
+        prefix, notes = self._prefix(published, index) if prefixed else ("", [])
         match = Match(published, notes=notes)
         outside, behind = [], []
         for name in published:
@@ -206,6 +209,8 @@ class Matcher:
         best = [prefix for prefix, names in found.items() if len(names) == most]
         if not best or "" in best:
             return "", []
+        # Ours may share a first part themselves: what begins with another prefix is that one and this part.
+        best = [one for one in best if not any(one != other and one.startswith(other) for other in best)]
         if len(best) == 1:
             return best[0], []
         ranks = {prefix: _rank(prefix) for prefix in best}
