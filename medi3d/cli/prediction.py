@@ -57,8 +57,8 @@ def predict(
 
 def export(
     source: Annotated[Path, typer.Argument(help="A run folder, or an artifact.")],
-    to: Annotated[str, typer.Option(help="onnx, torch (read by torch.export.load), or bundle (MONAI's).")],
-    out: Annotated[Path, typer.Option(help="The file to write, .onnx or .pt2; a bundle's folder.")],
+    to: Annotated[str, typer.Option(help="onnx, torch (of torch.export), torchscript, or bundle (MONAI's).")],
+    out: Annotated[Path, typer.Option(help="The file to write, .onnx, .pt2 or .pt; a bundle's folder.")],
     size: Annotated[str, typer.Option(help="Depth, height and width of the input, voxels.")] = "64,64,64",
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Accept inputs of any size; takes minutes.")
@@ -86,7 +86,8 @@ def export(
     shape = whole_triple(size, "--size")
     network = load_artifact(source) if source.is_file() else Predictor.load(Run.open(source)).network
     report = export_network(network, out, to=to, size=shape, dynamic=dynamic)  # type: ignore[arg-type]
-    sizes = f"inputs of {tuple(report.shape)} only"
+    shown = ("B" if report.any_batch else 1, *report.shape[1:])
+    sizes = f"inputs of ({', '.join(map(str, shown))}) only"
     if dynamic:
         sizes = "any size" if report.any_size else "any size with the same remainders"
     typer.echo(f"wrote {out}: {sizes}; differs from the network by {report.max_rel_error:.1e}")

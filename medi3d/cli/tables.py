@@ -37,6 +37,8 @@ def print_inflation(report: Any) -> None:
     if content["weights"].get("name", "none") != "none":
         weights = content["weights"]
         console.print(f"weights {weights['name']}: {_pairs(weights.get('counts', {}))}")
+        for line in [*weights.get("notes", []), *(f"licence: {x}" for x in weights.get("licences", []))]:
+            console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
     print_verdict(report.exactness, report.exact_on)
     mixing = "slices are mixed"
     if not content["mixes_depth"]:

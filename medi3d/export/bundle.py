@@ -24,6 +24,7 @@ from medi3d.experiment.run import Run
 from medi3d.experiment.settings import SegmentationExperiment, segmentation_of
 from medi3d.experiment.strategies import CONVERSIONS
 from medi3d.experiment.tasks import make_task
+from medi3d.export.network import licences_of
 from medi3d.files import file_sha256, folder_aside, writing, written_aside
 from medi3d.keys import check_inert
 from medi3d.models.norms import convert_norms
@@ -74,7 +75,6 @@ def export_bundle(run: Run, out: Path) -> Path:
     with writing(out), folder_aside(out) as aside:
         for part in ("configs", "models", "docs"):
             (aside / part).mkdir()
-        _write_json(aside / "configs" / "metadata.json", _metadata(experiment, checkpoint))
         _write_json(aside / "configs" / "inference.json", _inference(experiment, aside))
         shutil.copy(run.config, aside / EXPERIMENT)
         if run.largest.is_file():
@@ -82,15 +82,19 @@ def export_bundle(run: Run, out: Path) -> Path:
         torch.save(checkpoint["network"], aside / WEIGHTS)
         readme = README.format(name=experiment.name, version=version("medi3d"))
         (aside / "docs" / "README.md").write_text(readme)
-        _check(aside)
+        licences = licences_of(_build(aside))
+        metadata = {**_metadata(experiment, checkpoint), "weights_licences": licences}
+        _write_json(aside / "configs" / "metadata.json", metadata)
     return out
 
 
-def _check(bundle: Path) -> None:
+def _build(bundle: Path) -> nn.Module:
     """Build the network from the config as MONAI will, and load its weights."""
     parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
     parser["bundle_root"] = str(bundle)
-    load_predictor(parser.get_parsed_content("network_def"), bundle)
+    network = parser.get_parsed_content("network_def")
+    load_predictor(network, bundle)
+    return network
 
 
 def _write_json(path: Path, content: Any) -> None:

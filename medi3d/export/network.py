@@ -1,9 +1,10 @@
-"""Networks as files that run without medi3d: ONNX, and programs of torch.export.
+"""Networks as files that run without medi3d: ONNX, programs of torch.export, TorchScript.
 
-What was written is read again and run beside the network on another volume; a file that disagrees
+What was written is read again and run beside the network on other volumes; a file that disagrees
 is not kept. Nothing of it is a pickle of code.
 """
 
+import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,10 +19,11 @@ from torch.export import Dim, ExportedProgram
 
 from medi3d.axes import Triple
 from medi3d.errors import InexactError, SourceError, WeightsError
+from medi3d.export.torchscript import write_torchscript
 from medi3d.files import writing, written_aside
 
-Format = Literal["onnx", "torch"]
-SUFFIX: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
+Format = Literal["onnx", "torch", "torchscript"]
+SUFFIX: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2", "torchscript": ".pt"}
 TOLERANCE = 1e-4
 """Largest max|exported − network| / max|network| of any output, in float32."""
 
@@ -38,8 +40,12 @@ class ExportReport:
     """Whether it takes other depths, heights and widths, at the least those with the same remainders."""
     any_size: bool
     """Whether it takes sizes that are no multiple of the strides too."""
+    any_batch: bool
+    """Whether it takes several volumes at once."""
     max_rel_error: float
     seconds: float
+    licences: list[str]
+    """Of the weights, and of all that they were trained from; the file holds them too."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -55,14 +61,16 @@ def export_network(
     Args:
         network: takes `(B, C, D, H, W)` and has `in_channels`, itself or its encoder. It is run in
             evaluation mode and float32, on the CPU, and left in evaluation mode.
-        out: the file to write, `.onnx` or `.pt2`.
-        to: `onnx`, or `torch` for `torch.export.load`.
+        out: the file to write, `.onnx`, `.pt2` or `.pt`.
+        to: `onnx`; `torch` for `torch.export.load`; `torchscript` for `torch.jit.load`.
         size: depth, height and width of the input, in voxels. A multiple of the largest stride is
             best: the exporter may fix remainders.
-        dynamic: let depth, height and width vary, one volume at a time. The exporter then takes minutes
-            instead of seconds. Where layers depend on the remainder (TensorFlow's "same", tubelets, a
-            segmenter's fill for what a pool without padding drops) it holds sizes to the remainders that
-            `size` has, and such a file refuses others.
+        dynamic: let depth, height and width vary. The exporter then takes minutes instead of seconds;
+            TorchScript takes sizes from `size` upwards. Where layers depend on the remainder (TensorFlow's
+            "same", tubelets, a segmenter's fill for what a pool without padding drops) it holds sizes to the
+            remainders that `size` has, and such a file refuses others.
+
+    The batch is free where the exporter can leave it so. Without `dynamic` every file refuses other sizes.
 
     Raises:
         SourceError: the exporter cannot take this network, or is not installed.
@@ -71,7 +79,7 @@ def export_network(
     """
     out, started = Path(out), time.perf_counter()
     if to not in SUFFIX:
-        raise SourceError(f"cannot export to {to!r}: use {' or '.join(SUFFIX)}")
+        raise SourceError(f"cannot export to {to!r}: use {', '.join(SUFFIX)}")
     if out.suffix != SUFFIX[to]:
         raise WeightsError(f"a network exported to {to} is a {SUFFIX[to]} file, not {out.name!r}")
     network = network.eval().float().cpu()
@@ -79,46 +87,69 @@ def export_network(
     with writing(out, WeightsError):
         out.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(out) as aside:
-            worst, any_size = _write_and_compare(network, aside, to, shape, dynamic)
+            worst, any_size, any_batch = _write_and_compare(network, aside, to, shape, dynamic)
             if not worst <= TOLERANCE:
                 raise InexactError(
                     f"{out.name} differs from the network by {worst:.2g} (allowed {TOLERANCE:g})"
                 )
-    return ExportReport(out, to, shape, dynamic, any_size, worst, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return ExportReport(out, to, shape, dynamic, any_size, any_batch, worst, seconds, licences_of(network))
+
+
+def licences_of(network: nn.Module) -> list[str]:
+    """Licences of all weights in a network and of those that they came from, by the reports of its parts."""
+    reports = (getattr(module, "report", None) for module in network.modules())
+    weights = (getattr(report, "weights", None) or {} for report in reports)
+    return list(dict.fromkeys(line for facts in weights for line in facts.get("licences", [])))
 
 
 def _write_and_compare(
     network: nn.Module, path: Path, to: Format, shape: tuple[int, ...], dynamic: bool
-) -> tuple[float, bool]:
-    """Write the file; how far its answers are from the network's, and whether it takes any size."""
-    run = _write(network, path, to, shape, dynamic)
-    worst = _difference(network, run, shape)
+) -> tuple[float, bool, bool]:
+    """Write the file; how far its answers are from the network's, whether it takes any size, any batch."""
+    several = (3, *shape[1:])
+    try:
+        run = _write(network, path, to, shape, dynamic, batch=True)
+        worst, any_batch = _difference(network, run, several), True
+    except SourceError:  # the exporter fixes the batch of this network
+        run = _write(network, path, to, shape, dynamic, batch=False)
+        worst, any_batch = 0.0, False
+    worst = max(worst, _difference(network, run, shape))
     any_size = False
     if dynamic:
         worst = max(worst, _difference(network, run, _larger(shape, network)))
         with suppress(SourceError):  # refusing it is no mistake, another answer would be
             worst = max(worst, _difference(network, run, (*shape[:2], *(s + 1 for s in shape[2:]))))
             any_size = True
-    return worst, any_size
+    return worst, any_size, any_batch
 
 
 Run = Callable[[Tensor], list[Tensor]]
 """An exported file: volume -> its outputs."""
 
 
-def _write(network: nn.Module, path: Path, to: Format, shape: Sequence[int], dynamic: bool) -> Run:
-    """Export to `path`, and give back what runs that file."""
+def _write(
+    network: nn.Module, path: Path, to: Format, shape: tuple[int, ...], dynamic: bool, *, batch: bool
+) -> Run:
+    """Export to `path`, with a free batch or without, and give back what runs that file."""
+    facts = json.dumps(licences_of(network))
     try:
         with warnings.catch_warnings():  # of the exporters' own code; nothing that a user could mend
             warnings.simplefilter("ignore")
-            varying = (dict.fromkeys((2, 3, 4), Dim.DYNAMIC),) if dynamic else None
+            if to == "torchscript":
+                return _write_torchscript(network, path, shape, dynamic, batch, facts)
+            axes = (*((0,) if batch else ()), *((2, 3, 4) if dynamic else ()))
             program = torch.export.export(
-                network, (torch.zeros(*shape),), dynamic_shapes=varying, strict=False
+                network,
+                (torch.zeros(2 if batch else 1, *shape[1:]),),
+                dynamic_shapes=(dict.fromkeys(axes, Dim.DYNAMIC),) if axes else None,
+                strict=False,
             )
-            return _write_torch(program, path) if to == "torch" else _write_onnx(program, path)
+            write = _write_torch if to == "torch" else _write_onnx
+            return write(program, path, facts)
     except ImportError as error:
         raise SourceError(f"ONNX needs the package {error.name}: pip install 'medi3d[export]'") from error
-    except OSError:
+    except (OSError, SourceError):
         raise
     except Exception as error:  # exporters fail in many ways, each with pages of text
         reason = (str(error).strip().splitlines() or [""])[0][:200]
@@ -126,21 +157,55 @@ def _write(network: nn.Module, path: Path, to: Format, shape: Sequence[int], dyn
         raise SourceError(f"cannot export {name} to {to}: {type(error).__name__}: {reason}") from error
 
 
-def _write_torch(program: ExportedProgram, path: Path) -> Run:
-    torch.export.save(program, path)
+LICENCES = "licences.json"
+"""Name of the file in a program or a TorchScript archive, and of the entry in an ONNX file's metadata."""
+
+
+def _write_torch(program: ExportedProgram, path: Path, licences: str) -> Run:
+    torch.export.save(program, path, extra_files={LICENCES: licences})
     module = torch.export.load(path).module()
     return lambda volume: _listed(module(volume))
 
 
-def _write_onnx(program: ExportedProgram, path: Path) -> Run:
+def _write_onnx(program: ExportedProgram, path: Path, licences: str) -> Run:
     import onnxruntime
 
     exported = torch.onnx.export(program, dynamo=True, verbose=False)
     assert exported is not None
+    exported.model.metadata_props[LICENCES] = licences
     exported.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda volume: [torch.from_numpy(x) for x in session.run(None, {name: volume.numpy()})]
+
+
+def _write_torchscript(
+    network: nn.Module, path: Path, shape: tuple[int, ...], dynamic: bool, batch: bool, licences: str
+) -> Run:
+    """A trace holds what depended on the size as numbers: where it answers wrongly, the file refuses."""
+    larger, odd = _larger(shape, network), (*shape[:2], *(s + 1 for s in shape[2:]))
+    step = tuple(b - a for a, b in zip(shape[2:], larger[2:], strict=True))
+
+    def is_right(run: Run, other: Sequence[int]) -> bool:
+        try:
+            return _difference(network, run, other) <= TOLERANCE
+        except SourceError:
+            return False
+
+    def steps(run: Run) -> tuple[int, ...] | None:
+        """Which sizes it is right at: None where only at its own, else every so many voxels of each axis."""
+        if not dynamic:
+            return None
+        by_axis = [tuple(b if i == axis else a for i, (a, b) in enumerate(zip(shape, larger, strict=True)))
+                   for axis in (2, 3, 4)]  # fmt: skip
+        if not all(is_right(run, other) for other in (larger, *by_axis)):
+            raise SourceError(
+                f"TorchScript holds {type(network).__name__} at one size: leave out --dynamic, or export "
+                "to torch or onnx"
+            )
+        return (1, 1, 1) if is_right(run, odd) else step
+
+    return write_torchscript(network, path, shape, steps, batch=batch, extra={LICENCES: licences})
 
 
 def _larger(shape: Sequence[int], network: nn.Module) -> tuple[int, ...]:

@@ -57,6 +57,7 @@ def save_artifact(encoder: Inflated, path: str | Path) -> Path:
         "in_channels": encoder.in_channels,
         "encoder_levels": len(encoder.levels),
         "sha256": _fingerprint(tensors),
+        "licences": report["weights"].get("licences", []),
         "versions": {name: version(name) for name in ("medi3d", "torch", "timm")},
         **report,
     }

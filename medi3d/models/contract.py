@@ -139,9 +139,56 @@ def normaliser_of(weights: WeightsRow | str | None, in_channels: int) -> Normali
     return Normaliser(contract, in_channels) if contract else None
 
 
+RGB = 3
+
+
+def contract_of(
+    source: str | nn.Module, weights: str | None, row: WeightsRow | None
+) -> tuple[InputContract | None, str]:
+    """What weights for a source expect of their input, and a line on it where the weights do not say it.
+
+    A file for a network of timm is taken to expect what timm's own weights for that network do, if its first
+    kernel is for RGB.
+
+    Args:
+        source: the network's name, or a network of the caller.
+        weights: as `create_encoder` takes them.
+        row: of the weights; None for timm's own, and where a file is not at hand.
+    """
+    if weights is None:
+        return None, ""
+    if row is not None and row.contract is not None:
+        return row.contract, ""
+    by_timm = str(source).startswith("timm:") and (row is None or row.source == "any")
+    if by_timm and (row is None or row.channels in (None, RGB)):
+        contract = timm_contract(str(source))
+        if contract is not None:
+            told = "" if weights == "timm" else _told_by_timm(contract, str(source))
+            return contract, told
+    known = f" ({row.note})" if row is not None and row.note else ""
+    return None, (
+        f"weights {weights} do not say what range, mean and std they expect{known}: the data reaches the "
+        "network as it is, so normalise it as in their training"
+    )
+
+
+def _told_by_timm(contract: InputContract, source: str) -> str:
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in (contract.mean, contract.std))
+    return (
+        f"the file does not say what input it expects: taken from timm for {source}, mean {mean}, std {std}"
+    )
+
+
 def timm_contract(source: str) -> InputContract | None:
     """Mean and std of timm's own weights for `timm:NAME`; None where timm does not say."""
     config = get_pretrained_cfg(source.removeprefix("timm:"), allow_unregistered=True)
     if config is None or not config.mean or not config.std:
         return None
     return InputContract(tuple(config.mean), tuple(config.std), "RGB", config.input_size[-1])
+
+
+def timm_licence(source: str) -> str:
+    """The licence of timm's own weights for `timm:NAME`, as timm names it."""
+    config = get_pretrained_cfg(source.removeprefix("timm:"), allow_unregistered=True)
+    licence = config.license if config is not None else None
+    return licence or "see timm's model card"

@@ -1,7 +1,10 @@
 """3D encoders: source + weights + plan -> x (B, C, D, H, W) -> list of feature maps."""
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from monai.networks.blocks.dynunet_block import UnetBasicBlock
@@ -13,11 +16,14 @@ from medi3d.inflation.network import Inflated, build, describe, inflate
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.rules import ConvRule
 from medi3d.models.artifact import load_artifact
-from medi3d.models.contract import normaliser_of
-from medi3d.models.sources import build_source
+from medi3d.models.contract import Normaliser, contract_of, timm_licence
+from medi3d.models.sources import build_source, whole_network
 from medi3d.models.volumetric import VOLUMETRIC, create_volumetric
-from medi3d.weights.catalogue import find_weights, get_row
+from medi3d.weights.catalogue import find_weights, get_row, split_part
 from medi3d.weights.load import LoadReport, load_weights
+from medi3d.weights.rows import WeightsRow
+
+log = logging.getLogger("medi3d")
 
 LEAN_UNET = "unet"
 """Source of the lean 3D U-Net that every comparison needs as its baseline; it has no 2D origin."""
@@ -47,7 +53,8 @@ def create_encoder(
             `unet3d`, `unet`, which are 3D from the start; the path of an artifact (which brings its own
             plan, profile and weights: others are refused); or a 2D network that returns a list of maps and
             keeps its weights.
-        weights: a catalogue row, `timm` (timm's own), `file:PATH`, or None.
+        weights: a catalogue row, `timm` (timm's own), `file:PATH` or `file:PATH#PART` (one of several sets
+            of weights in a file), `hf:ORG/NAME[@REVISION][/FILE]`, or None.
         plan: kernels along depth.
         in_channels: channels of the volumes.
         profile: depth profile, see `medi3d.inflation.kernels`.
@@ -80,17 +87,14 @@ def create_encoder(
             read_weights=read_weights,
         )
     net2d = _source_network(source, weights, levels, read_weights)
-    # Of files only .safetensors, which may be an artifact, can say what input its weights expect.
-    plain = str(weights).startswith("file:") and not str(weights).endswith(".safetensors")
-    unread = not read_weights and plain
-    row = None if weights in (None, "timm") or unread else get_row(weights)
+    row = _row(weights, read_weights)
     if row is not None and read_weights:
         find_weights(row)  # told now if it is missing: 3D weights are read after the proof
     report: LoadReport | None = None
     if row is not None and row.dimensions == 2 and read_weights:
-        report = load_weights(net2d, row)
-    pretrained_by_timm = str(source) if weights == "timm" else None
-    normaliser = normaliser_of(row or pretrained_by_timm, in_channels) if contract else None
+        report = load_weights(net2d, row, whole=_whole(source), keep_stem=True)
+    expected, note = contract_of(source, weights, row) if contract else (None, "")
+    normaliser = Normaliser(expected, in_channels) if expected else None
     inside = in_channels if normaliser is None else normaliser.channels
     if edit is not None:
         edit(net2d)
@@ -102,7 +106,7 @@ def create_encoder(
         describe(encoder)
     encoder.in_channels, encoder.normaliser = in_channels, normaliser
     if row is not None and row.dimensions == 3 and read_weights:
-        report = load_weights(encoder, row)
+        report = load_weights(encoder, row, whole=_whole(source))
     if isinstance(source, nn.Module) and proof:
         _check_maps(encoder, source)
     elif weights is None and not isinstance(source, nn.Module):
@@ -110,10 +114,41 @@ def create_encoder(
     encoder.report.source = source if isinstance(source, str) else type(source).__name__
     if report is not None and row is not None and row.dimensions == 2:
         _tell_inflated(report, net2d, encoder.network)
-    encoder.report.weights = {"name": weights or "none", **(report.to_dict() if report else {})}
+    encoder.report.weights = _facts(source, weights, row, report)
+    if note:
+        log.warning(note)
+        encoder.report.weights.setdefault("notes", []).append(note)
     if normaliser is not None:
         encoder.report.weights["contract"] = normaliser.to_dict()
     return encoder
+
+
+def _row(weights: str | None, read_weights: bool) -> WeightsRow | None:
+    """The row of the weights; None for timm's own, and for a file that need not be there."""
+    if weights in (None, "timm"):
+        return None
+    path = split_part(str(weights).removeprefix("file:"))[0]
+    # Of files only .safetensors, which may be an artifact, can say what input its weights expect.
+    optional = str(weights).startswith("file:") and not path.endswith(".safetensors")
+    if not read_weights and optional and not Path(path).is_file():
+        return None
+    return get_row(str(weights))
+
+
+def _whole(source: str | nn.Module) -> Callable[[], nn.Module | None]:
+    """Gives the network that an encoder by name is the first part of."""
+    return lambda: whole_network(source) if isinstance(source, str) else None
+
+
+def _facts(
+    source: str | nn.Module, weights: str | None, row: WeightsRow | None, report: LoadReport | None
+) -> dict[str, Any]:
+    """What a report and an artifact say of the weights."""
+    if report is not None:
+        return {"name": report.weights, **report.to_dict()}
+    if weights == "timm":
+        return {"name": "timm", "licences": [f"{source}: {timm_licence(str(source))}"]}
+    return {"name": weights or "none", "licences": list(row.licences) if row is not None else []}
 
 
 def _source_network(

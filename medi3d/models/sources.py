@@ -80,6 +80,22 @@ def build_source(source: str, *, levels: int | None = None, pretrained: bool = F
     return library.build(name, levels, pretrained)
 
 
+def whole_network(source: str) -> nn.Module | None:
+    """The network whose encoder `build_source` gives, with all that lies behind it; None: not known.
+
+    Published files hold all of it. Its own weights are random.
+
+    Raises:
+        SourceError: it cannot be built.
+    """
+    family, _, name = source.partition(":")
+    if source in _SOURCES:
+        return _SOURCES[source].build(None)
+    if family not in _LIBRARIES:
+        return None
+    return _LIBRARIES[family].whole(name)
+
+
 def _near(name: str, known: Iterable[str]) -> str:
     return ", ".join(get_close_matches(name, list(known), n=5, cutoff=0.5))
 
@@ -106,10 +122,22 @@ def _build_timm(name: str, levels: int | None, pretrained: bool) -> nn.Module:
     return net
 
 
+def _whole_timm(name: str) -> nn.Module:
+    try:
+        return timm.create_model(name)
+    except Exception as error:  # as above
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SourceError(f"timm cannot build {name!r}: {reason}") from error
+
+
 def _build_torchvision(name: str, levels: int | None, pretrained: bool) -> nn.Module:
+    return extract_pyramid(_whole_torchvision(name), levels)
+
+
+def _whole_torchvision(name: str) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # GoogLeNet and Inception announce that their initialisation is slow
-        return extract_pyramid(torchvision.models.get_model(name, weights=None), levels)
+        return torchvision.models.get_model(name, weights=None)
 
 
 _MONAI: dict[str, Callable[[], nn.Module]] = {
@@ -139,12 +167,16 @@ class _Library:
 
     names: Callable[[], Collection[str]]
     build: Callable[[str, int | None, bool], nn.Module]
+    whole: Callable[[str], nn.Module]
+    """The network by its name, with its classifier."""
 
 
 _LIBRARIES = {
-    "timm": _Library(timm.list_models, _build_timm),
-    "torchvision": _Library(lambda: torchvision.models.list_models(torchvision.models), _build_torchvision),
-    "monai": _Library(lambda: _MONAI.keys(), _build_monai),
+    "timm": _Library(timm.list_models, _build_timm, _whole_timm),
+    "torchvision": _Library(
+        lambda: torchvision.models.list_models(torchvision.models), _build_torchvision, _whole_torchvision
+    ),
+    "monai": _Library(lambda: _MONAI.keys(), _build_monai, lambda name: _MONAI[name]()),
 }
 
 

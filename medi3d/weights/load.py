@@ -1,6 +1,7 @@
 """Fill a network with published weights, and say of every tensor what became of it."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,11 +14,13 @@ from medi3d.errors import WeightsError
 from medi3d.inflation.kernels import adapt_channels, inflate_kernel
 from medi3d.inflation.network import Inflated
 from medi3d.weights.catalogue import find_weights, get_row
-from medi3d.weights.files import read_tensors
+from medi3d.weights.files import read_weights
 from medi3d.weights.keymaps import KeyMap, get_keymap
+from medi3d.weights.matching import Match, Matcher
 from medi3d.weights.rows import WeightsRow
 
 RGB = 3
+log = logging.getLogger("medi3d")
 
 
 @dataclass
@@ -40,10 +43,17 @@ class LoadReport:
     """Published tensors that were not used: dropped by the table, for a part that the network lacks, or for a
     tensor left fresh."""
 
+    part: str = ""
+    """Which part of the file was taken: keys of dictionaries, joined with "/"; "": all of it."""
+    notes: list[str] = field(default_factory=list)
+    """What was chosen, left out or is not known, a line each."""
+    licences: list[str] = field(default_factory=list)
+    """Of the weights and of all that they were trained from."""
+
     @property
     def counts(self) -> dict[str, int]:
-        """Length of each list."""
-        return {name: len(value) for name, value in asdict(self).items() if isinstance(value, list)}
+        """Number of tensors in each of the five lists."""
+        return {name: len(getattr(self, name)) for name in _FATES}
 
     @property
     def fraction(self) -> float:
@@ -56,23 +66,35 @@ class LoadReport:
         return {**asdict(self), "counts": self.counts, "fraction": self.fraction}
 
 
+_FATES = ("matched", "inflated", "adapted", "fresh", "dropped")
+
+
 def load_weights(
     module: nn.Module,
     weights: str | Path | WeightsRow,
     *,
     expect_missing: Iterable[str] = (),
     keymap: KeyMap | str | None = None,
+    whole: Callable[[], nn.Module | None] = lambda: None,
+    keep_stem: bool = False,
 ) -> LoadReport:
     """Fill `module` in place, completely or not at all.
 
     2D kernels fit a 2D network, or an inflated one, where they are spread over depth by the profile that it
-    was inflated with (`mean` for a bare network of rules). A kernel for RGB fits any number of channels.
+    was inflated with (`mean` for a bare network of rules). A kernel for RGB fits any number of channels, and
+    the first kernel may be for any number of channels.
+
+    Names are those of the network, or of a key map, which a file's own names find; else they are compared as
+    `medi3d.weights.matching` says. A classifier's tensors are left out and reported.
 
     Args:
         module: a 2D network, an `Inflated` one or its `.network`.
-        weights: a row of the catalogue or its name, `file:PATH`, or the path of a file.
+        weights: a row of the catalogue or its name, `file:PATH`, `hf:ORG/NAME`, or the path of a file; `#KEY`
+            behind a path chooses one of several sets of weights.
         expect_missing: glob patterns of our names that stay as they are, such as "Logits.*".
         keymap: a key map or its name, in place of the row's own.
+        whole: gives the network whose encoder `module` is; its other tensors may be in the file.
+        keep_stem: give the first convolution of a 2D network the file's number of channels.
 
     Raises:
         WeightsError: the file is missing or unsafe, a published tensor has no place here, one of ours is not
@@ -87,8 +109,13 @@ def load_weights(
     if names is None and row.keymap is not None:
         names = get_keymap(row.keymap)
     path = find_weights(row)
-    loader = _Loader(network, path, tuple(expect_missing), LoadReport(row.name))
-    return loader.load(read_tensors(path), names, profile)
+    content = read_weights(path, row.part)
+    report = LoadReport(row.name, part=content.part, notes=list(content.notes), licences=list(row.licences))
+    loader = _Loader(network, path, tuple(expect_missing), report, whole, keep_stem)
+    loader.load(content.tensors, names, profile)
+    for note in report.notes:
+        log.info(f"{path}: {note}")
+    return report
 
 
 def inflate_state(net2d: nn.Module, net3d: nn.Module, profile: str = "mean") -> LoadReport:
@@ -112,72 +139,139 @@ def inflate_state(net2d: nn.Module, net3d: nn.Module, profile: str = "mean") -> 
 
 def _row_name(weights: str | Path) -> str:
     path = Path(weights)
-    return f"file:{path}" if isinstance(weights, Path) or (path.suffix and path.is_file()) else str(weights)
+    return f"file:{path}" if isinstance(weights, Path) or path.is_file() else str(weights)
 
 
 class _Loader:
     """One loading: the network, the file that is read (for messages), and the report as it grows."""
 
     def __init__(
-        self, network: nn.Module, path: Path, expect_missing: tuple[str, ...], report: LoadReport
+        self,
+        network: nn.Module,
+        path: Path,
+        expect_missing: tuple[str, ...],
+        report: LoadReport,
+        whole: Callable[[], nn.Module | None] = lambda: None,
+        keep_stem: bool = False,
     ) -> None:
+        self.network = network
         self.ours = network.state_dict()
         self.path = path
         self.expect_missing = expect_missing
         self.report = report
+        self.whole = whole
+        self.stem = next((key for key, tensor in self.ours.items() if tensor.dim() in (4, 5)), None)
+        self.keep_stem = keep_stem and _is_free_stem(network, self.stem)
 
     def load(self, published: Mapping[str, Tensor], keymap: KeyMap | None, profile: str) -> LoadReport:
+        match = self._places(published, keymap)
+        keymap = match.keymap
+        self.stem = (keymap and keymap.stem) or self.stem
         filled: dict[str, Tensor] = {}
-        for key, our_key in self._places(published, keymap).items():
+        for key, our_key in match.places.items():
             if our_key is None or self._is_expected_missing(our_key):
                 self.report.dropped.append(key)
                 continue
-            tensor = published[key]
+            tensor = match.tensors[key]
             tensor = keymap.to_our_layout(our_key, tensor) if keymap else tensor
-            filled[our_key] = self._fit(our_key, tensor, profile, keymap.stem if keymap else None)
+            filled[our_key] = self._fit(our_key, tensor, profile)
         self.report.fresh = [key for key in self.ours if key not in filled and not _is_counter(key)]
         unfilled = [key for key in self.report.fresh if not self._is_expected_missing(key)]
         if unfilled:
             raise WeightsError(f"{self.path}: nothing in it fills {_first_few(unfilled)} of the network")
         with torch.no_grad():
             for key, tensor in filled.items():
-                self.ours[key].copy_(tensor)
+                if self.ours[key].shape != tensor.shape:
+                    _widen(self.network, key, tensor)
+                else:
+                    self.ours[key].copy_(tensor)
         return self.report
 
-    def _places(self, published: Mapping[str, Tensor], keymap: KeyMap | None) -> dict[str, str | None]:
+    def _places(self, published: Mapping[str, Tensor], keymap: KeyMap | None) -> Match:
         """For each published key our key, or None for one that is not used; none may be unknown."""
-        table = {key: key for key in self.ours} if keymap is None else keymap.table
-        unknown = [key for key in published if key not in table and not (keymap and keymap.drops(key))]
-        unknown = [key for key in unknown if not (keymap is None and self._is_expected_missing(key))]
-        if unknown:
-            raise WeightsError(f"{self.path}: {_first_few(unknown)} of the file has no place in the network")
-        scaled = [k for k in published if keymap and keymap.must_be_one(k) and not (published[k] == 1).all()]
+        if keymap is not None:
+            places = {key: keymap.table.get(key) for key in published}
+            match = Match(published, {k: ours if ours in self.ours else None for k, ours in places.items()})
+            match.keymap = keymap
+            match.unknown = [key for key in published if key not in keymap.table and not keymap.drops(key)]
+        else:
+            inner = getattr(self.network, "model", None)
+            matcher = Matcher(self.ours, self._fits, self._is_optional, self.whole, inner)
+            try:
+                match = matcher.match(published)
+            except WeightsError as error:
+                raise WeightsError(f"{self.path}: {error}") from error
+            if match.unknown:
+                hint = matcher.hint(match)
+                raise WeightsError(
+                    f"{self.path}: {_first_few(match.unknown)} of the file has no place in the network{hint}"
+                )
+            self.report.notes += match.notes
+        if match.unknown:
+            raise WeightsError(
+                f"{self.path}: {_first_few(match.unknown)} of the file has no place in the network"
+            )
+        must_be_one = match.keymap.must_be_one if match.keymap else lambda key: False
+        scaled = [key for key in published if must_be_one(key) and not bool((published[key] == 1).all())]
         if scaled:
             raise WeightsError(
                 f"{self.path}: {_first_few(scaled)} of the file must be one, the norms here have no scale"
             )
-        places = {key: table.get(key) for key in published}
-        return {key: ours if ours in self.ours else None for key, ours in places.items()}
+        return match
 
-    def _fit(self, our_key: str, tensor: Tensor, profile: str, stem: str | None) -> Tensor:
+    def _fits(self, our_key: str, tensor: Tensor) -> bool:
+        """Whether a tensor can be brought to the shape of ours."""
+        ours = self.ours[our_key].shape
+        shape = tensor.shape
+        if (len(ours), len(shape)) == (5, 4):
+            shape = torch.Size((*shape[:2], ours[2], *shape[2:]))
+        return shape == ours or (
+            self._may_adapt(our_key, tensor) and (shape[:1], shape[2:]) == (ours[:1], ours[2:])
+        )
+
+    def _may_adapt(self, our_key: str, tensor: Tensor) -> bool:
+        """Whether a kernel may be for another number of input channels."""
+        is_kernel = self.ours[our_key].dim() in (4, 5) and tensor.dim() in (4, 5)
+        return is_kernel and (tensor.shape[1] == RGB or our_key == self.stem)
+
+    def _fit(self, our_key: str, tensor: Tensor, profile: str) -> Tensor:
         """The published tensor in our shape, noted in the report."""
         ours, kind = self.ours[our_key], self.report.matched
-        fitted = tensor
-        is_kernel = ours.dim() in (4, 5) and tensor.dim() in (4, 5)
-        if is_kernel and ours.shape[1] != tensor.shape[1] and (tensor.shape[1] == RGB or our_key == stem):
-            fitted, kind = adapt_channels(fitted, ours.shape[1]), self.report.adapted
+        fitted, expected = tensor, ours.shape
+        if fitted.shape[1:2] != ours.shape[1:2] and self._may_adapt(our_key, tensor):
+            if self.keep_stem and our_key == self.stem:
+                expected = torch.Size((ours.shape[0], tensor.shape[1], *ours.shape[2:]))
+            else:
+                fitted, kind = adapt_channels(fitted, ours.shape[1]), self.report.adapted
         if (ours.dim(), fitted.dim()) == (5, 4):
             fitted = inflate_kernel(fitted, ours.shape[2], profile)
             kind = self.report.inflated if kind is self.report.matched else kind
-        if fitted.shape != ours.shape:
+        if fitted.shape != expected:
             shapes = f"{tuple(tensor.shape)} in the file, {tuple(ours.shape)} in the network"
             raise WeightsError(f"{self.path}: {our_key} is {shapes}")
         if not _is_counter(our_key):
             kind.append(our_key)
         return fitted
 
+    def _is_optional(self, our_key: str) -> bool:
+        return _is_counter(our_key) or self._is_expected_missing(our_key)
+
     def _is_expected_missing(self, our_key: str) -> bool:
         return any(fnmatchcase(our_key, pattern) for pattern in self.expect_missing)
+
+
+def _is_free_stem(network: nn.Module, stem: str | None) -> bool:
+    """Whether the first kernel is that of a plain convolution of all channels."""
+    path, _, name = (stem or "").rpartition(".")
+    layer = dict(network.named_modules()).get(path)
+    return isinstance(layer, nn.Conv2d) and name == "weight" and layer.groups == 1
+
+
+def _widen(network: nn.Module, key: str, kernel: Tensor) -> None:
+    """Give the convolution of `key` a kernel for another number of input channels."""
+    layer: Any = network.get_submodule(key.rpartition(".")[0])
+    layer.weight = nn.Parameter(kernel.to(layer.weight).clone(), requires_grad=layer.weight.requires_grad)
+    layer.in_channels = kernel.shape[1]
 
 
 def _is_counter(key: str) -> bool:

@@ -4,13 +4,14 @@ import json
 import warnings
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from medi3d.errors import ShapeError
 from medi3d.inflation import inflate, verify
 from medi3d.models import encoders
-from medi3d.models.artifact import load_artifact, save_artifact
+from medi3d.models.artifact import load_artifact, read_description, save_artifact
 from medi3d.models.contract import InputRangeWarning, Normaliser, timm_contract
 from medi3d.models.encoders import create_encoder
 from medi3d.models.networks import NetworkSettings, build_network
@@ -180,3 +181,49 @@ def test_what_timm_does_not_say_and_refusals():
         Normaliser(IMAGENET, 0)
     with pytest.raises(ShapeError, match=r"range \(1, 0\)"):
         Normaliser(IMAGENET, 1, data_range=(1, 0))
+
+
+@pytest.fixture
+def write_file(tmp_path):
+    """A file of the network's own weights, under a classifier's names; `channels`: of its first kernel."""
+
+    def write(name="resnet10t", channels=3):
+        torch.manual_seed(1)
+        network = timm.create_model(name, in_chans=channels)
+        torch.save({"state_dict": network.state_dict()}, tmp_path / "checkpoint_best.pth.tar")
+        return network, f"file:{tmp_path / 'checkpoint_best.pth.tar'}"
+
+    return write
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["read", "for a checkpoint"])
+def test_a_file_for_a_network_of_timm_takes_its_mean_and_std(write_file, read, caplog):
+    name = "resnet10t"
+    _, weights = write_file(name)
+    encoder = create_encoder(f"timm:{name}", weights=weights, levels=2, read_weights=read, proof=False)
+    assert encoder.normaliser.contract == timm_contract(f"timm:{name}")
+    (note,) = (line for line in encoder.report.weights["notes"] if "mean" in line)
+    assert f"from timm for timm:{name}" in note
+    assert note in caplog.messages
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_a_file_for_other_channels_is_used_as_it_is_and_said_to_be_unknown(write_file, channels, caplog):
+    published, weights = write_file(channels=channels)
+    encoder = create_encoder("timm:resnet10t", weights=weights, levels=1, in_channels=channels).eval()
+    assert encoder.normaliser is None
+    assert any("do not say what range, mean and std they expect" in line for line in caplog.messages)
+    image = torch.rand(1, channels, 32, 32)
+    expected = published.eval().act1(published.bn1(published.conv1(image)))
+    torch.testing.assert_close(encoder(repeated(image))[0][:, :, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_artifact_and_what_comes_of_it_carry_the_licences_of_their_weights(timm_weights, tmp_path):
+    encoder = create_encoder("timm:resnet18", weights="timm", levels=2)
+    licence = "timm:resnet18: apache-2.0"
+    assert encoder.report.weights["licences"] == [licence]
+    path = save_artifact(encoder, tmp_path / "first.safetensors")
+    assert read_description(path)["licences"] == [licence]
+    again = create_encoder("timm:resnet18", weights=f"file:{path}", levels=2)
+    assert again.report.weights["licences"] == [licence]
+    assert again.normaliser.contract == encoder.normaliser.contract

@@ -1,10 +1,14 @@
+import argparse
+import datetime
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from medi3d.errors import WeightsError
 from medi3d.weights.files import read_tensors
@@ -119,14 +123,87 @@ def test_a_file_of_another_kind_is_refused(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("none.pth", "no such weights file"), ("w.h5", "cannot read weights from .h5"), ("w", "without suffix")],
+    ("name", "content", "message"),
+    [
+        ("none.pth", None, "no such weights file"),
+        ("w.h5", b"\x89HDF\r\n", "is an HDF5 file"),
+        (
+            "w.pth",
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "a Git LFS pointer",
+        ),
+        ("w.bin", b"<!DOCTYPE html>", "is a web page"),
+        ("w", b"x", "is no weights file, it starts with b'x'"),
+    ],
+    ids=["missing", "HDF5", "pointer", "page", "unknown"],
 )
-def test_missing_and_unknown_files_are_named(tmp_path, name, message):
-    if "no such" not in message:
-        (tmp_path / name).write_bytes(b"x")
+def test_missing_and_unknown_files_are_named(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=message):
         read_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["w.ckpt", "w.pth.tar", "w.bin", "weights", "w.safetensors.download"])
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "torch before zip", "arrays"])
+def test_what_a_file_is_its_content_says(tmp_path, name, kind):
+    path = tmp_path / name
+    if kind == "safetensors":
+        save_file(TENSORS, path)
+    elif kind == "arrays":
+        path.write_bytes(_numpy_1_pickle({key: tensor.numpy() for key, tensor in TENSORS.items()}))
+    else:
+        torch.save(TENSORS, path, _use_new_zipfile_serialization=kind == "torch")
+    torch.testing.assert_close(read_tensors(path), TENSORS)
+
+
+class Settings:
+    """Stands for a user's settings beside the weights."""
+
+    def __init__(self, mark=None):
+        self.rate = 0.1
+        self.mark = mark
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        argparse.Namespace(lr=0.1),
+        Path("here"),
+        Settings(),
+        np.float64(0.9),
+        np.ones(3),
+        datetime.date(2026, 1, 1),
+    ],
+    ids=lambda beside: type(beside).__name__,
+)
+def test_settings_beside_the_weights_are_left_out(write, beside):
+    path = write("w.pth.tar", {"state_dict": TENSORS, "args": beside, "epoch": 3})
+    torch.testing.assert_close(read_tensors(path), TENSORS)
+
+
+class Watched(nn.Module):
+    """A network that tells when an object of it is made or run."""
+
+    made = 0
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.norm = nn.BatchNorm2d(2)
+        self.register_buffer("grid", torch.ones(3), persistent=False)
+
+    def __setstate__(self, state):
+        type(self).made += 1
+        super().__setstate__(state)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "under model"])
+def test_a_network_that_was_saved_whole_gives_its_tensors_and_is_not_made(write, inside):
+    network = Watched()
+    path = write("w.pt", {"model": network, "epoch": 2} if inside else network)
+    torch.testing.assert_close(read_tensors(path), dict(network.state_dict()))
+    assert Watched.made == 0
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,8 @@ def test_rgb_kernels_are_adapted_to_other_input_channels(published, channels, th
             r"stem\.weight is \(4, 3, 5, 5\) in the file, \(4, 3, 3, 3\)",
         ),
         (
-            {"stem.weight": torch.ones(4, 2, 3, 3)},
-            r"stem\.weight is \(4, 2, 3, 3\) in the file, \(4, 3, 3, 3\)",
+            {"head.weight": torch.ones(2, 2, 1, 1)},
+            r"head\.weight is \(2, 2, 1, 1\) in the file, \(2, 4, 1, 1\)",
         ),
         ({"stem.weight": torch.ones(4, 3, 3, 3, 3)}, r"stem\.weight is \(4, 3, 3, 3, 3\) in the file"),
     ],

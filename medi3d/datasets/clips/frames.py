@@ -1,6 +1,7 @@
 """Decode a clip into frames, with PyAV: MP4, AVI, GIF, folders of pictures, whatever its FFmpeg reads."""
 
 import re
+import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medi3d.datasets.clips.endings import check_end, ends_early
 from medi3d.errors import DataError
 
 MAX_FRAMES = 2000
@@ -17,6 +19,11 @@ MAX_FRAMES = 2000
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 """Pictures that make a clip where they lie in one folder."""
+
+_ONE = 1 << 16
+"""1 in a display matrix."""
+_SKEW = 0.02
+"""What rounding may leave of the other axis in a display matrix of a right angle."""
 
 _LOST = 0.05
 """Share of the frames promised by the header that may be missing: edit lists drop a few, cut files many."""
@@ -78,12 +85,16 @@ def _read_file(path: Path, side: int | None, keep: int | None, rate: float, av: 
             if not container.streams.video:
                 raise DataError(f"{path}: has no video stream, only {_kinds(container)}")
             stream = container.streams.video[0]
+            check_end(path, container.format.name)
+            frame = None
             for decoded, frame, times in _sampled(container.decode(stream), stream, rate, path):  # noqa: B007
                 if len(frames) + times > MAX_FRAMES:
                     raise DataError(f"{path}: has more than {MAX_FRAMES} frames; cut it to the action")
                 if times:
                     frames += [_picture(frame, side, keep)] * times
             promised = stream.frames
+            if frame is not None and not promised and ends_early(container, stream, frame):
+                raise DataError(f"{path}: cut short, its end is damaged or missing after {decoded} frames")
     except (av.FFmpegError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
@@ -131,8 +142,33 @@ def _picture(frame: Any, side: int | None, keep: int | None) -> np.ndarray:
         scale = side / min(height, width)
         height, width = max(side, round(height * scale)), max(side, round(width * scale))
     rgb = frame.reformat(width, height, format="rgb24", interpolation="BILINEAR").to_ndarray()
-    upright = np.rot90(rgb, frame.rotation // 90)  # a phone says how it was held, in degrees to the left
-    return np.ascontiguousarray(upright.transpose(2, 0, 1))
+    return np.ascontiguousarray(upright(rgb, display_matrix(frame)).transpose(2, 0, 1))
+
+
+def display_matrix(frame: Any) -> tuple[float, float, float, float]:
+    """How a frame is shown, `(a, b, c, d)`: x to the right and y downwards go to a·x + c·y and b·x + d·y."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data)[:36])
+            return (a / _ONE, b / _ONE, c / _ONE, d / _ONE)
+    return (1, 0, 0, 1)
+
+
+def upright(picture: np.ndarray, matrix: tuple[float, float, float, float]) -> np.ndarray:
+    """A picture `(H, W, 3)` turned and mirrored as its display matrix says; sizes in it are ignored.
+
+    Raises:
+        ValueError: it is turned by an angle that is no multiple of 90 degrees.
+    """
+    a, b, c, d = matrix
+    turned, straight = abs(b) + abs(c), abs(a) + abs(d)
+    if min(turned, straight) > _SKEW * max(turned, straight):
+        raise ValueError("its pictures are turned by an angle that is no multiple of 90 degrees")
+    if turned > straight:
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    if a < 0:
+        picture = picture[:, ::-1]
+    return picture[::-1] if d < 0 else picture
 
 
 def _kinds(container: Any) -> str:

@@ -17,11 +17,12 @@ Parameters have the published names. Each encoder takes `(B, C, D, H, W)` and re
 coarse, the last of each resolution; it has `.in_channels`, `.out_channels` and `.strides`.
 """
 
+import logging
 from collections.abc import Callable
 from functools import partial
 
 from medi3d.errors import ShapeError, SourceError
-from medi3d.models.contract import Normaliser
+from medi3d.models.contract import Normaliser, contract_of
 from medi3d.models.volumetric.encoder import VolumetricEncoder, VolumetricReport
 from medi3d.models.volumetric.inflated import Merlin
 from medi3d.models.volumetric.resnets import R3D, IrCSN, MedicalNet
@@ -30,6 +31,8 @@ from medi3d.models.volumetric.unets import Anatomix, NnUNet3d, SegRes, UNet3d
 from medi3d.weights.catalogue import get_row
 from medi3d.weights.keymaps import IRCSN_DEPTHS, MEDICALNET_DEPTHS, R3D_DEPTHS
 from medi3d.weights.load import load_weights
+
+log = logging.getLogger("medi3d")
 
 VOLUMETRIC: dict[str, Callable[[int, int | None], VolumetricEncoder]] = {
     **{f"medicalnet:resnet{depth}": partial(MedicalNet, depth) for depth in MEDICALNET_DEPTHS},
@@ -69,9 +72,8 @@ def create_volumetric(
         raise SourceError(f"weights 'timm' are for sources timm:NAME; {source!r} is none of them")
     unread = not read_weights and str(weights).startswith("file:")  # it says nothing of its input
     row = None if weights is None or unread else get_row(weights)
-    normaliser = None
-    if contract and row is not None and row.contract is not None:
-        normaliser = Normaliser(row.contract, in_channels)
+    expected, unknown = contract_of(source, weights, row) if contract and row is not None else (None, "")
+    normaliser = None if expected is None else Normaliser(expected, in_channels)
     inside = in_channels if normaliser is None else normaliser.channels
     encoder = VOLUMETRIC[source](inside, levels)
     if levels is not None and levels > len(encoder.strides):
@@ -80,7 +82,10 @@ def create_volumetric(
     encoder.report = VolumetricReport(source, sum(p.numel() for p in encoder.parameters()), {"name": "none"})
     if row is not None:
         report = load_weights(encoder.filled, row).to_dict() if read_weights else {}
-        encoder.report.weights = {"name": weights, **report}
+        encoder.report.weights = {"name": row.name, "licences": list(row.licences), **report}
+        if unknown:
+            log.warning(unknown)
+            encoder.report.weights.setdefault("notes", []).append(unknown)
         if normaliser is not None:
             encoder.report.weights["contract"] = normaliser.to_dict()
     return encoder

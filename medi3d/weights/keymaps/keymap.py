@@ -7,6 +7,11 @@ from fnmatch import fnmatchcase
 from torch import Tensor
 
 
+def as_published(our_key: str, tensor: Tensor) -> Tensor:
+    """A tensor as it is: its layout is ours."""
+    return tensor
+
+
 @dataclass(frozen=True)
 class KeyMap:
     """A table of names, and the layout that the published numbers are in.
@@ -15,7 +20,7 @@ class KeyMap:
     """
 
     table: Mapping[str, str | None]
-    to_our_layout: Callable[[str, Tensor], Tensor] = lambda our_key, tensor: tensor
+    to_our_layout: Callable[[str, Tensor], Tensor] = as_published
     dropped: tuple[str, ...] = ()
     """Glob patterns of published names that are dropped on purpose: decoders, heads, prompts."""
     stem: str | None = None
@@ -23,6 +28,11 @@ class KeyMap:
     ones: tuple[str, ...] = ()
     """Glob patterns of published names that are dropped only where every number is one: our norms have no
     scale, and a trained one must not be lost."""
+
+    @property
+    def keeps_layout(self) -> bool:
+        """Whether kernels are taken as they are, neither turned nor reordered."""
+        return self.to_our_layout is as_published
 
     def drops(self, published: str) -> bool:
         """Whether a published name outside of the table is dropped on purpose."""

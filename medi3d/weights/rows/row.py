@@ -70,3 +70,14 @@ class WeightsRow:
     """What the licence forbids, and what it requires beyond a copy of its notice."""
     note: str = ""
     """What the contract cannot say: units, window, spacing, axes."""
+    part: str = ""
+    """Which part of the file: keys of the dictionaries around the tensors, joined with "/"."""
+    channels: int | None = None
+    """Input channels of the first kernel in a file of the user; None: not known."""
+    origin_licences: tuple[str, ...] = ()
+    """Of the weights that a file came from, if it is an artifact, which says so."""
+
+    @property
+    def licences(self) -> tuple[str, ...]:
+        """Of these weights and of all that they came from, each with the name of the weights."""
+        return self.origin_licences or (f"{self.name}: {self.licence}",)

@@ -1,5 +1,5 @@
 import csv
-from types import SimpleNamespace
+import struct
 
 import av
 import numpy as np
@@ -94,17 +94,89 @@ def test_one_frame_is_a_clip(write_clip):
     assert read_frames(write_clip(frames=1)).shape == (3, 1, 32, 48)
 
 
-@pytest.mark.parametrize(
-    ("rotation", "corner"), [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1))]
-)
-def test_frames_are_turned_upright(rotation, corner):
-    picture = np.zeros((4, 6, 3), np.uint8)
-    picture[0, 0] = 255  # the corner that tells; a turn to the left takes it to the lower left
-    reformatted = SimpleNamespace(to_ndarray=lambda: picture)
-    frame = SimpleNamespace(height=4, width=6, rotation=rotation, reformat=lambda *a, **k: reformatted)
-    upright = module._picture(frame, None, None)
-    assert upright[:, corner[0], corner[1]].tolist() == [255] * 3
-    assert upright.sum() == 3 * 255
+MATRICES = {
+    "as it is": (1, 0, 0, 1),
+    "right": (0, 1, -1, 0),
+    "half": (-1, 0, 0, -1),
+    "left": (0, -1, 1, 0),
+    "mirrored": (-1, 0, 0, 1),
+    "upside down": (1, 0, 0, -1),
+    "transposed": (0, 1, 1, 0),
+    "transposed and turned": (0, -1, -1, 0),
+}
+
+
+def with_matrix(clip, matrix):
+    """The clip with another display matrix in its track header (ISO/IEC 14496-12, 8.3.2)."""
+    a, b, c, d = (round(v * (1 << 16)) for v in matrix)
+    content = bytearray(clip.read_bytes())
+    place = content.find(b"tkhd") + 44
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    clip.write_bytes(content)
+    return clip
+
+
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES.keys())
+def test_frames_are_turned_and_mirrored_as_their_display_matrix_says(encode, matrix):
+    picture = np.full((32, 48, 3), 40, np.uint8)
+    picture[:16, :24] = 230  # the upper left quarter
+    image = read_frames(with_matrix(encode([picture] * 3, "clip.mp4"), matrix))
+    a, b, c, d = matrix
+    corner = (a * -1 + c * -1, b * -1 + d * -1)  # of (x, y) = (-1, -1) about the centre
+    height, width = image.shape[2:]
+    assert (height, width) == ((32, 48) if a else (48, 32))
+    quarter = image[0, 0].float().view(2, height // 2, 2, width // 2).mean(dim=(1, 3))
+    assert quarter.argmax() == 2 * (corner[1] > 0) + (corner[0] > 0)
+
+
+@pytest.mark.parametrize("name", ["as it is", "right", "half", "left"])
+def test_turns_are_those_that_ffmpeg_reports(encode, name):
+    picture = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
+    clip = with_matrix(encode([picture], "clip.mp4"), MATRICES[name])
+    with av.open(str(clip)) as container:
+        frame = next(container.decode(video=0))
+        expected = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+    np.testing.assert_array_equal(read_frames(clip)[:, 0].permute(1, 2, 0).numpy(), expected)
+
+
+def test_a_skewed_clip_is_refused(write_clip):
+    with pytest.raises(DataError, match="no multiple of 90 degrees"):
+        read_frames(with_matrix(write_clip(), (0.7, 0.7, -0.7, 0.7)))
+
+
+CONTAINERS = {
+    "webm": ("clip.webm", {"codec": "libvpx-vp9"}),
+    "mkv": ("clip.mkv", {"codec": "libx264"}),
+    "ts": ("clip.ts", {"codec": "libx264"}),
+    "ts, mpeg2": ("clip.ts", {"codec": "mpeg2video"}),
+    "flv": ("clip.flv", {"codec": "flv"}),
+}
+
+
+@pytest.mark.parametrize("share", [0.51, 2 / 3, 0.93], ids="{:.0%}".format)
+@pytest.mark.parametrize(("name", "how"), CONTAINERS.values(), ids=CONTAINERS.keys())
+def test_clips_that_do_not_say_their_length_are_whole_or_refused(encode, name, how, share):
+    noise = np.random.default_rng(0).integers(0, 255, (20, 96, 128, 3), np.uint8)
+    clip = encode(list(noise), name, **how)
+    assert read_frames(clip).shape[1] == 20
+    content = clip.read_bytes()
+    clip.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DataError, match=f"{name}: (cut short|not a whole clip)") as refusal:
+        read_frames(clip)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("share", [1, 0.7], ids=["whole", "cut"])
+def test_a_live_recording_without_lengths_is_whole_or_refused(encode, share):
+    noise = np.random.default_rng(0).integers(0, 255, (20, 32, 48, 3), np.uint8)
+    clip = encode(list(noise), "clip.webm", codec="libvpx-vp9", options={"live": "1"})
+    content = clip.read_bytes()
+    clip.write_bytes(content[: int(share * len(content))])
+    if share == 1:
+        assert read_frames(clip).shape[1] == 20
+        return
+    with pytest.raises(DataError, match="cut short"):
+        read_frames(clip)
 
 
 def test_sound_alone_is_refused(sound):
