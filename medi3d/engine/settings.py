@@ -62,6 +62,9 @@ class TrainingSettings:
     """decay of the running average of the weights, which is then validated and kept, e.g. 0.99; 0: none"""
     precision: str = "auto"
     """auto | fp32 | bf16; auto: bf16 with channels-last memory where that is faster"""
+    checkpoint_activations: bool = False
+    """keep of each block of the network only its input, and compute it again in the backward pass: the same
+    gradients in less memory, for about a third more time"""
     validate_every: int = 100
     """steps between validations; each writes a row, a checkpoint and the curves"""
     workers: int = 0

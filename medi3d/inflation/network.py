@@ -125,7 +125,8 @@ class Inflated(nn.Module):
             )
         if self.normaliser is not None:
             volume = self.normaliser(volume)
-        return self.fold.unfold(self.run_folded(self.fold.fold(volume)))
+        with self.fold.folded(volume) as slices:
+            return self.fold.unfold(self.run_folded(slices))
 
     def run_folded(self, slices: Tensor) -> Any:
         """The folded 2D network alone: what `Fold.fold` gives, to what `Fold.unfold` takes."""

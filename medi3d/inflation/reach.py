@@ -103,13 +103,14 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
     slices = size if many else 1
     shape = (1, declared.in_channels, slices, size, size)
     volume = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
-    carrier = fold.fold(volume).as_subclass(_Carrier)
-    carrier.reach = _Reach()
     training = network.training
     network.eval()
     hooks = [rule.register_forward_hook(_widen) for rule in rules]
     try:
-        outputs = tree_flatten(declared.run_folded(carrier))[0]
+        with fold.folded(volume) as folded:
+            carrier = folded.as_subclass(_Carrier)
+            carrier.reach = _Reach()
+            outputs = tree_flatten(declared.run_folded(carrier))[0]
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InexactError(

@@ -16,6 +16,7 @@ from medi3d.experiment.config import load_config
 from medi3d.experiment.run import Run
 from medi3d.experiment.strategies import TuningSettings, parameter_groups
 from medi3d.experiment.tasks import make_network, make_task
+from medi3d.inflation.fold import Call
 from medi3d.models.artifact import save_artifact
 from medi3d.models.encoders import create_encoder
 from medi3d.models.norms import VolumeNorm, batch_norms, convert_norms
@@ -99,11 +100,10 @@ def test_instance_norm_is_over_each_volume_with_the_scale_of_the_batch_norm(sour
         assert row["shift"] < 1e-3
     x = torch.randn(2, converted[0].groups, 4, 5, 6)
     folded = x.transpose(1, 2).flatten(0, 1)
-    converted[0].fold.batch = 2
+    with encoder.fold.running(Call(batch=2)):
+        found = converted[0].normalise(folded).unflatten(0, (2, 4)).transpose(1, 2)
     expected = nn.functional.instance_norm(x, eps=converted[0].eps)
-    torch.testing.assert_close(
-        converted[0].normalise(folded).unflatten(0, (2, 4)).transpose(1, 2), expected, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_stages_part_all_parameters_by_the_map_they_first_reach():

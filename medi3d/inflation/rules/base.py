@@ -1,6 +1,7 @@
 """What every rule is, and the registry from a layer's type to its rule."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -156,8 +157,29 @@ def attention_rule(depth: DepthLayer) -> type[Rule]:
 
 def adopt(layer: nn.Module, new: type[nn.Module]) -> None:
     """Let `layer` be of the class `new` too, whose methods then come before its own, in place."""
-    own = type(layer)
-    layer.__class__ = type(f"{new.__name__}_{own.__name__}", (new, own), {})
+    layer.__class__ = _joined(new, type(layer))
+
+
+@cache
+def _joined(new: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
+    """The class that is both. No module holds it by name, so its instances say how it is made (`pickle`)."""
+
+    def reduce(layer: Any, protocol: Any) -> Any:
+        _, _, *state = super(joined, layer).__reduce_ex__(protocol)
+        return _blank, joined._origins, *state
+
+    origins = (new, *getattr(own, "_origins", (own,)))
+    members = {"__reduce_ex__": reduce, "_origins": origins}
+    joined: Any = type(f"{new.__name__}_{own.__name__}", (new, own), members)
+    return joined
+
+
+def _blank(*origins: type[nn.Module]) -> nn.Module:
+    """An empty layer of joined classes, the layer's own last, for `pickle` to fill."""
+    *others, kind = origins
+    for new in reversed(others):
+        kind = _joined(new, kind)
+    return kind.__new__(kind)
 
 
 def register_rule(*types: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]:
