@@ -3,8 +3,9 @@
 
     OMP_NUM_THREADS=1 benchmarks/activations.py --sources inception_v1 --sources timm:resnet50 --size 128
 
-One forward and backward pass of the encoder on 1×1×size³ voxels in float32, each in a process of its own (Linux).
-The peak is that of resident memory above what is resident before the pass, large tensors mapped for themselves.
+One forward and backward pass of the encoder on 1×1×size³ voxels in float32, each in a process of its own
+(Linux). The peak is that of resident memory above what is resident before the pass, large tensors mapped for
+themselves.
 Both must give the same gradients: their sum over all parameters is compared to the last bit.
 """
 

@@ -47,7 +47,7 @@ def checkpoint_activations(network: nn.Module, enabled: bool = True) -> nn.Modul
     for block in found:
         if not isinstance(block, CheckpointedBlock):
             adopt(block, CheckpointedBlock)
-        block.checkpointed = enabled
+        block.checkpointed = enabled  # type: ignore[assignment]
     return network
 
 
@@ -75,9 +75,10 @@ class CheckpointedBlock(nn.Module):
 
         out = checkpoint(run, *given, use_reentrant=False, context_fn=contexts)
         if _versions(given) != versions:
+            name = type(self).__name__.removeprefix("CheckpointedBlock_")
             raise SourceError(
-                f"{type(self).__name__.removeprefix('CheckpointedBlock_')} changes its input in place, so it cannot be "
-                "computed again: train without checkpoint_activations, or with the layer's inplace=False"
+                f"{name} changes its input in place, so it cannot be computed again: train without "
+                "checkpoint_activations, or with the layer's inplace=False"
             )
         return out
 
@@ -126,7 +127,7 @@ def blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def _taken_apart(module: nn.Module) -> bool:
-    """Whether it never runs as a whole, or it or a module in it is a list of modules of several layers each."""
+    """Whether it never runs as a whole, or is or holds a list of modules of several layers each."""
     return (
         isinstance(module, fx.GraphModule)
         or _runs_no_code(module)

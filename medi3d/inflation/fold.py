@@ -85,8 +85,8 @@ class Fold:
         if call is None or (not torch.compiler.is_compiling() and call.backward != _backward_pass()):
             raise ShapeError(
                 "a layer of an inflated network runs outside of the network's forward, where the number of "
-                "volumes is unknown: run the whole network; to compute activations again in the backward pass "
-                "use medi3d.checkpoint_activations(network), not a checkpoint inside of it"
+                "volumes is unknown: run the whole network; to compute activations again in the backward "
+                "pass use medi3d.checkpoint_activations(network), not a checkpoint inside of it"
             )
         return call
 

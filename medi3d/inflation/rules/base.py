@@ -161,7 +161,7 @@ def adopt(layer: nn.Module, new: type[nn.Module]) -> None:
 
 
 @cache
-def _joined(new: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
+def _joined(new: Any, own: Any) -> Any:
     """The class that is both. No module holds it by name, so its instances say how it is made (`pickle`)."""
 
     def reduce(layer: Any, protocol: Any) -> Any:

@@ -218,7 +218,8 @@ class FunctionalPools(TorchFunctionMode):
     ) -> Tensor:
         kernel = to_pair(kernel_size)
         step = kernel if stride in (None, []) else to_pair(stride)
-        geometry = LayerGeometry("functional", kind, kernel, step, (1, 1), self.fold.call.height / x.shape[-2])
+        scale = self.fold.call.height / x.shape[-2]
+        geometry = LayerGeometry("functional", kind, kernel, step, (1, 1), scale)
         pool: Any = nn.MaxPool2d if kind == "max_pool" else nn.AvgPool2d
         rule_type: type[PoolRule] = MaxPoolRule if kind == "max_pool" else AvgPoolRule
         rule = rule_type(pool(kernel, step, to_pair(padding)), self.plan.layer(geometry), self.fold, "mean")
