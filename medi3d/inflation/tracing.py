@@ -1,12 +1,14 @@
 """Run a 2D network once and write down what each of its layers did in-plane."""
 
+import copy
 from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from medi3d.errors import SourceError
+from medi3d.errors import SourceError, first_line
 from medi3d.inflation.plan import LayerGeometry
 from medi3d.inflation.rules import find_rule
 
@@ -29,29 +31,44 @@ class Trace:
 
 
 def trace(net2d: nn.Module) -> Trace:
-    """Run `net2d` on two random images of the smallest size that it takes.
+    """Run a copy of `net2d` on two random images of the smallest size that it takes.
 
     Raises:
         SourceError: it takes no image, or no layer of it can be inflated.
     """
+    net2d = copy_of(net2d).eval()
     first = _input_channels(net2d)
-    training = net2d.training
-    net2d.eval()
     failure: Exception | None = None
-    try:
-        for channels in dict.fromkeys((first, 3)):  # some regroup RGB before their first convolution
-            for size in IMAGE_SIZES:
-                try:
-                    return _run(net2d, channels, size)
-                except Exception as error:  # any network may refuse a size in its own way
-                    failure = failure or error
-    finally:
-        net2d.train(training)
+    for channels in dict.fromkeys((first, 3)):  # some regroup RGB before their first convolution
+        for size in IMAGE_SIZES:
+            try:
+                return _run(net2d, channels, size)
+            except Exception as error:  # any network may refuse a size in its own way
+                failure = failure or error
     reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
     raise SourceError(
         f"{type(net2d).__name__} takes no (2, {first}, S, S) image for S from {IMAGE_SIZES[0]} "
         f"to {IMAGE_SIZES[-1]}: {reason}"
     )
+
+
+def copy_of(net2d: nn.Module) -> nn.Module:
+    """A copy to work on: the given network stays as it is.
+
+    Raises:
+        SourceError: it has no weights yet, or cannot be copied.
+    """
+    if any(is_lazy(tensor) for tensor in (*net2d.parameters(), *net2d.buffers())):
+        raise SourceError(
+            f"{type(net2d).__name__} has lazy layers without weights: run it on an image once before"
+        )
+    try:
+        return copy.deepcopy(net2d)
+    except Exception as error:  # whatever its own parts raise
+        raise SourceError(
+            f"{type(net2d).__name__} cannot be copied: {first_line(error)} (weight and spectral norms of "
+            "hooks: bake them in before, with torch.nn.utils.remove_weight_norm and remove_spectral_norm)"
+        ) from error
 
 
 def _input_channels(net2d: nn.Module) -> int:

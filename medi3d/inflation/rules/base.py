@@ -6,9 +6,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from medi3d import torchvision_shim
 from medi3d.axes import to_pair
+from medi3d.errors import SourceError
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.kernels import Exactness
 from medi3d.inflation.plan import ALL_SLICES, DepthLayer, Kind
@@ -155,9 +159,38 @@ def attention_rule(depth: DepthLayer) -> type[Rule]:
     return _ATTENTION["joint-all" if everywhere else depth.attention_form]
 
 
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
+
+
+def move_hooks(layer: nn.Module, rule: Rule) -> None:
+    """Give a rule the hooks of the layer whose place it takes; they see folded tensors.
+
+    Raises:
+        SourceError: a hook makes the weight of the layer, which the rule has in another shape.
+    """
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)):
+            raise SourceError(
+                f"a hook ({type(hook).__name__}) makes its weight: bake it in before, with "
+                "remove_weight_norm, remove_spectral_norm (torch.nn.utils) or torch.nn.utils.prune.remove"
+            )
+    for name in _HOOKS:
+        own = getattr(layer, name)
+        setattr(rule, name, own)
+        setattr(layer, name, type(own)())  # the rule may hold on to the layer, and call it
+    rule._is_full_backward_hook = layer._is_full_backward_hook
+
+
 def adopt(layer: nn.Module, new: type[nn.Module]) -> None:
     """Let `layer` be of the class `new` too, whose methods then come before its own, in place."""
-    layer.__class__ = _joined(new, type(layer))
+    kind: Any = type(layer)
+    unnamed: Any = new  # for the checker of types: a cache asks for what can be hashed
+    layer.__class__ = _joined(unnamed, kind)
 
 
 @cache
@@ -174,12 +207,13 @@ def _joined(new: Any, own: Any) -> Any:
     return joined
 
 
-def _blank(*origins: type[nn.Module]) -> nn.Module:
+def _blank(*origins: Any) -> nn.Module:
     """An empty layer of joined classes, the layer's own last, for `pickle` to fill."""
-    *others, kind = origins
-    for new in reversed(others):
+    kind = origins[-1]
+    for new in reversed(origins[:-1]):
         kind = _joined(new, kind)
-    return kind.__new__(kind)
+    blank: nn.Module = kind.__new__(kind)
+    return blank
 
 
 def register_rule(*types: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]:
