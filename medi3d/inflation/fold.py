@@ -32,7 +32,9 @@ class Call(NamedTuple):
     in_pool: bool = False
     """Whether a rule is running its 2D pool, see `FunctionalPools`."""
     slices: int = 0
-    """Slices of a volume where a layer's own tensors hide them, see `WindowRule`."""
+    """Slices of a volume where a layer's own tensors hide them, see `WindowRule` and `counting`."""
+    items: int = 0
+    """Items of a slice (heads, windows) that the layer now running finds in its batch dimension."""
     backward: int = -1
     """The backward pass in which the call was made; -1 in a forward pass."""
 

@@ -15,7 +15,8 @@ from medi3d.inflation.kernels import EXACTNESS, PROFILES, Exactness
 from medi3d.inflation.plan import DepthLayer, KernelPlan, LayerGeometry
 from medi3d.inflation.reach import Level, measure_levels
 from medi3d.inflation.rules import FunctionalPools, Rule, SteppingRule, TubeletRule, find_rule, hoist
-from medi3d.inflation.rules.base import move_hooks
+from medi3d.inflation.rules.base import move_hooks, own_type
+from medi3d.inflation.rules.counting import count_items
 from medi3d.inflation.tracing import Trace, copy_of, trace
 from medi3d.inflation.verify import verify
 
@@ -258,6 +259,7 @@ def build(
         rule.settle(network, path)
     for path in pacing.hoisted:
         hoist(network.get_submodule(path), fold, in_channels or seen.channels, seen.size)
+    count_items(network, seen.counters, fold)
     return Inflated(network, fold, seen, in_channels or seen.channels, plan, profile), seen
 
 
@@ -333,5 +335,5 @@ def _row(path: str, rule: Rule) -> InflatedLayer:
         kernel_3d=(rule.depth.kernel, *rule.kernel_2d),
         stride_3d=(rule.depth.stride, *rule.stride_2d),
         padding=rule.depth.padding,
-        rule=type(rule).__name__.split("_")[0],  # an adopted layer's class names both
+        rule=own_type(rule).__name__,
     )

@@ -26,6 +26,8 @@ class Trace:
     """Layers that have a rule, in the order in which they first ran."""
     multiplicity: dict[str, int] = field(default_factory=dict)
     """Items of each slice (heads, windows) that a layer finds in its batch dimension."""
+    counters: dict[str, str] = field(default_factory=dict)
+    """Of a layer with several such items the module around it that last saw one item a slice."""
     stems: set[str] = field(default_factory=set)
     """Convolutions that read the network's input itself."""
 
@@ -94,11 +96,27 @@ def _run(net2d: nn.Module, channels: int, size: int) -> Trace:
         scale = size / x.shape[-2] if x.shape[-2] > 1 else float(size)
         seen.layers[path] = LayerGeometry(path, rule.kind, kernel, stride, dilation, scale, counts[rule.kind])
         seen.multiplicity[path] = max(1, x.shape[0] // 2)
+        if seen.multiplicity[path] > 1 and path.rpartition(".")[0] in whole:
+            seen.counters[path] = whole[path.rpartition(".")[0]]
         counts[rule.kind] += 1
         if rule.kind == "conv" and x.data_ptr() == image.data_ptr():
             seen.stems.add(path)
 
+    whole: dict[str, str] = {}  # of every module that runs, the innermost one around it with whole slices
+
+    def look(path: str, args: tuple[object, ...]) -> None:
+        first = args[0] if args else None
+        around = path.rpartition(".")[0]
+        if isinstance(first, Tensor) and first.dim() and first.shape[0] == image.shape[0] and path:
+            whole[path] = path
+        elif around in whole:
+            whole[path] = whole[around]
+
     hooks = [
+        module.register_forward_pre_hook(lambda m, args, path=path: look(path, args))
+        for path, module in net2d.named_modules()
+    ]
+    hooks += [
         layer.register_forward_pre_hook(lambda m, args, path=path: record(path, m, args[0]))
         for path, layer in net2d.named_modules()
         if find_rule(layer) is not None

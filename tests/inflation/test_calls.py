@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medi3d.errors import ShapeError, SourceError
 from medi3d.inflation.fold import Fold
-from medi3d.inflation.network import build, inflate
+from medi3d.inflation.network import build, describe_layers, inflate
 from medi3d.inflation.plan import KernelPlan
 
 JOINT = KernelPlan(name="joint", statistics="volume")
@@ -32,6 +32,7 @@ def swin():
         features_only=True,
         img_size=64,
         window_size=4,
+        strict_img_size=False,
         embed_dim=6,
         depths=(2, 2),
         num_heads=(2, 2),
@@ -181,3 +182,14 @@ def test_lazy_layers_are_refused_and_stay_lazy():
     with pytest.raises(SourceError, match="lazy"):
         inflate(net)
     assert isinstance(net[0], nn.LazyConv2d)
+
+
+@pytest.mark.parametrize("side", [32, 64, 96, 128])
+@torch.no_grad()
+def test_windows_are_counted_in_each_call(side):
+    """As many are in the batch as the image has; those of the proof's image mean nothing elsewhere."""
+    net = swin().double().eval()
+    net3d, image = build(net, KernelPlan.isotropic())[0], torch.randn(2, 3, side, side, dtype=torch.float64)
+    for found, expected in zip(net3d(image.unsqueeze(2).repeat(1, 1, 5, 1, 1)), net(image), strict=True):
+        torch.testing.assert_close(found, expected.unsqueeze(2).expand_as(found))
+    assert {layer.rule for layer in describe_layers(net3d) if "attn" in layer.name} == {"AttentionRule"}

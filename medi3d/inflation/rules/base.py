@@ -193,6 +193,12 @@ def adopt(layer: nn.Module, new: type[nn.Module]) -> None:
     layer.__class__ = _joined(unnamed, kind)
 
 
+def own_type(rule: Rule) -> type[Rule]:
+    """The rule's class as it is written, whatever it was joined with."""
+    written = (kind for kind in type(rule).__mro__ if "_origins" not in vars(kind))
+    return next(kind for kind in written if issubclass(kind, Rule))
+
+
 @cache
 def _joined(new: Any, own: Any) -> Any:
     """The class that is both. No module holds it by name, so its instances say how it is made (`pickle`)."""
