@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from medi3d.errors import Medi3dError
+    from medi3d.inflation.checkpointing import checkpoint_activations
     from medi3d.inflation.exactness import ExactnessReport
     from medi3d.inflation.network import inflate
     from medi3d.inflation.plan import KernelPlan
@@ -32,6 +33,7 @@ _HOMES = {
     "KernelPlan": "medi3d.inflation",
     "LoadReport": "medi3d.weights.load",
     "Medi3dError": "medi3d.errors",
+    "checkpoint_activations": "medi3d.inflation.checkpointing",
     "create_classifier": "medi3d.models.networks",
     "create_encoder": "medi3d.models.encoders",
     "create_segmenter": "medi3d.models.networks",
@@ -50,6 +52,7 @@ __all__ = [
     "KernelPlan",
     "LoadReport",
     "Medi3dError",
+    "checkpoint_activations",
     "create_classifier",
     "create_encoder",
     "create_segmenter",

@@ -18,7 +18,7 @@ from medi3d.files import writing, written_aside
 CONFIG, ENVIRONMENT, REPORT, PLOTS = "config.yaml", "environment.json", "report.html", "plots"
 LARGEST = "postprocessing.json"
 
-WITHOUT_EFFECT = ("training.workers", "training.cache_gb")
+WITHOUT_EFFECT = ("training.workers", "training.cache_gb", "training.checkpoint_activations")
 """Keys that a resumed run may change, since they do not affect the result."""
 
 

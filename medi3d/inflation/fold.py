@@ -6,11 +6,16 @@ Every line of the 2D network that is not a convolution, pool or resampling acts 
 alone, and is right as it stands. Where depth matters, the only thing a layer must know is B: then
 D = N / B at any point, also after a stride along depth. In channels-last memory folding and
 unfolding are views and cost nothing.
+
+B belongs to one call of the network in one thread, so calls at the same time do not see each other.
+A layer that runs outside of a call has no B and says so. That is what happens where something else than
+`medi3d.checkpoint_activations` runs a part of the network again in the backward pass.
 """
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,29 +23,112 @@ from torch import Tensor
 from medi3d.errors import ShapeError
 
 
-class Fold:
-    """The batch size of the volume now running through one network. Shared by all its layers."""
+class Call(NamedTuple):
+    """What the layers of a network must know of the volumes that are running through it."""
+
+    batch: int
+    height: int = 0
+    """Of the volumes, in voxels."""
+    in_pool: bool = False
+    """Whether a rule is running its 2D pool, see `FunctionalPools`."""
+    slices: int = 0
+    """Slices of a volume where a layer's own tensors hide them, see `WindowRule` and `counting`."""
+    items: int = 0
+    """Items of a slice (heads, windows) that the layer now running finds in its batch dimension."""
+    backward: int = -1
+    """The backward pass in which the call was made; -1 in a forward pass."""
+
+
+class _Running(threading.local):
+    """The calls that are running in this thread, by the id of their `Fold`. Replaced, never changed."""
 
     def __init__(self) -> None:
-        self.batch = 1
+        self.calls: Mapping[int, Call] = {}
+
+
+_running = _Running()
+
+
+def running_calls() -> Mapping[int, Call]:
+    """The calls that are running in this thread: for `resumed`."""
+    return _running.calls
+
+
+@contextmanager
+def resumed(calls: Mapping[int, Call]) -> Iterator[None]:
+    """While active, these calls run in this thread: a part of them is computed again."""
+    before, now = _running.calls, _backward_pass()
+    _running.calls = {key: call._replace(backward=now) for key, call in calls.items()}
+    try:
+        yield
+    finally:
+        _running.calls = before
+
+
+def _backward_pass() -> int:
+    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+
+
+class Fold:
+    """What all layers of one network share: its tubelets, and the way to the call that they run in."""
+
+    def __init__(self) -> None:
         self.tubelet = 1
         """Slices that are grouped into channels at the entry, see `TubeletRule`."""
-        self.height = 0
-        """Height of the volume in voxels."""
-        self.in_pool = False
-        """Whether a rule is running its 2D pool, see `FunctionalPools`."""
+
+    @property
+    def call(self) -> Call:
+        """The call that is running in this thread.
+
+        Raises:
+            ShapeError: there is none, or it is not this part of it that runs.
+        """
+        call = _running.calls.get(id(self))
+        if call is None or (not torch.compiler.is_compiling() and call.backward != _backward_pass()):
+            raise ShapeError(
+                "a layer of an inflated network runs outside of the network's forward, where the number of "
+                "volumes is unknown: run the whole network; to compute activations again in the backward "
+                "pass use medi3d.checkpoint_activations(network), not a checkpoint inside of it"
+            )
+        return call
+
+    @property
+    def batch(self) -> int:
+        """Volumes of the call that is running."""
+        return self.call.batch
+
+    @contextmanager
+    def running(self, call: Call) -> Iterator[None]:
+        """While active, the network's layers run in that call in this thread."""
+        before = _running.calls
+        _running.calls = {**before, id(self): call}
+        try:
+            yield
+        finally:
+            _running.calls = before
+
+    @contextmanager
+    def folded(self, volume: Tensor) -> Iterator[Tensor]:
+        """While active, `volume` runs through the network: `(B, C, D, H, W)`, given folded."""
+        slices = self.fold(volume)
+        call = Call(volume.shape[0], volume.shape[3], backward=_backward_pass())
+        with self.running(call):
+            yield slices
 
     @contextmanager
     def pooling(self) -> Iterator[None]:
         """While a rule runs its 2D pool."""
-        before, self.in_pool = self.in_pool, True
-        try:
+        with self.running(self.call._replace(in_pool=True)):
             yield
-        finally:
-            self.in_pool = before
+
+    @contextmanager
+    def counting(self, slices: int) -> Iterator[None]:
+        """While a layer runs whose tensors hide how many slices there are."""
+        with self.running(self.call._replace(slices=slices)):
+            yield
 
     def fold(self, volume: Tensor) -> Tensor:
-        """`(B, C, D, H, W)` -> `(B·D, C, H, W)`, and remember B; with tubelets `(B·D/r, C·r, H, W)`.
+        """`(B, C, D, H, W)` -> `(B·D, C, H, W)`, with tubelets `(B·D/r, C·r, H, W)`.
 
         Raises:
             ShapeError: `volume` is not 5-D or has an empty axis.
@@ -49,7 +137,6 @@ class Fold:
             raise ShapeError(
                 f"an inflated network takes (B, C, D, H, W) with no empty axis, not {tuple(volume.shape)}"
             )
-        self.batch, self.height = volume.shape[0], volume.shape[3]
         if self.tubelet == 1:
             return volume.transpose(1, 2).flatten(0, 1)
         volume = pad_depth(volume, 0, -volume.shape[2] % self.tubelet, "replicate")
@@ -69,12 +156,13 @@ class Fold:
             ShapeError: the output is not made of tensors, or mixes the batch.
         """
         if isinstance(output, Tensor):
-            if output.shape[0] % self.batch:
+            batch = self.batch
+            if output.shape[0] % batch:
                 raise ShapeError(
-                    f"the 2D network returned {tuple(output.shape)} for a batch of {self.batch} volumes: "
+                    f"the 2D network returned {tuple(output.shape)} for a batch of {batch} volumes: "
                     "it mixes the batch, and its slices cannot be told apart"
                 )
-            return output.unflatten(0, (self.batch, -1)).movedim(1, 2)
+            return output.unflatten(0, (batch, -1)).movedim(1, 2)
         if isinstance(output, dict):
             return {key: self.unfold(value) for key, value in output.items()}
         if isinstance(output, (list, tuple)):

@@ -1,6 +1,5 @@
 """Inflate a whole 2D network: trace it, put the rules in, prove the result."""
 
-import copy
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from medi3d.axes import Triple
-from medi3d.errors import InexactError, PlanError, ShapeError
+from medi3d.errors import InexactError, PlanError, ShapeError, SourceError
 from medi3d.inflation.exactness import TOLERANCE, ExactnessReport
 from medi3d.inflation.families import Pacing, has_functional_pools, is_held, is_hoisted, pacing_of
 from medi3d.inflation.fold import Fold
@@ -16,7 +15,9 @@ from medi3d.inflation.kernels import EXACTNESS, PROFILES, Exactness
 from medi3d.inflation.plan import DepthLayer, KernelPlan, LayerGeometry
 from medi3d.inflation.reach import Level, measure_levels
 from medi3d.inflation.rules import FunctionalPools, Rule, SteppingRule, TubeletRule, find_rule, hoist
-from medi3d.inflation.tracing import Trace, trace
+from medi3d.inflation.rules.base import move_hooks, own_type
+from medi3d.inflation.rules.counting import count_items
+from medi3d.inflation.tracing import Trace, copy_of, trace
 from medi3d.inflation.verify import verify
 
 
@@ -125,7 +126,8 @@ class Inflated(nn.Module):
             )
         if self.normaliser is not None:
             volume = self.normaliser(volume)
-        return self.fold.unfold(self.run_folded(self.fold.fold(volume)))
+        with self.fold.folded(volume) as slices:
+            return self.fold.unfold(self.run_folded(slices))
 
     def run_folded(self, slices: Tensor) -> Any:
         """The folded 2D network alone: what `Fold.fold` gives, to what `Fold.unfold` takes."""
@@ -159,8 +161,9 @@ def inflate(
         allow_inexact: return a network that failed the proof all the same, with its report.
 
     Raises:
-        InexactError: the 3D network does not equal the 2D one; names the first module that differs.
-        SourceError: `net2d` takes no image or has nothing to inflate.
+        InexactError: the 3D network does not equal the 2D one; names the first module that differs. Or
+            its layers' steps along depth are not those that its outputs show.
+        SourceError: `net2d` takes no image, has nothing to inflate, or cannot be copied.
         PlanError: the plan or the profile is unknown, or names a layer that does not exist.
     """
     if profile not in PROFILES:
@@ -175,7 +178,23 @@ def inflate(
             f"{exactness.failure or 'the outputs differ'} (worst relative error "
             f"{exactness.max_rel_error:.2g}, allowed {TOLERANCE:g})"
         )
+    if exactness.exact:
+        _check_depth_strides(inflated)
     return inflated
+
+
+def _check_depth_strides(inflated: Inflated) -> None:
+    """Hold the strides along depth that the rules tell against the depth of the proof's outputs."""
+    if any(rule.depth.padding == "valid" for rule in inflated.rules().values()):
+        return  # they round
+    found = inflated.report.exactness
+    for number, (level, shown) in enumerate(zip(inflated.levels, found.levels, strict=True), start=1):
+        if not 1 / 1.75 < shown.stride[0] / level.stride[0] < 1.75:
+            raise InexactError(
+                f"level {number} of {type(inflated.network).__name__} has one position for "
+                f"{shown.stride[0]} slices of {found.depth}, where its layers step by {level.stride[0]}: its "
+                "stride along depth is not known"
+            )
 
 
 def prove(net2d: nn.Module, inflated: Inflated, *, size: int | None = None) -> InflationReport:
@@ -209,7 +228,7 @@ def build(
     seen = trace(net2d)
     plan.check_patterns(list(seen.layers))
     fold, pacing = Fold(), _Pacing(net2d, seen)
-    network = copy.deepcopy(net2d)
+    network = copy_of(net2d)
     uses = _uses(network)
     tied: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     for path, geometry in seen.layers.items():
@@ -225,7 +244,9 @@ def build(
             if rule_type is None:
                 continue
             rule = rule_type.of(layer, depth, fold, profile, in_channels if first else None)
-        except (PlanError, ShapeError) as error:
+            if rule is not layer:
+                move_hooks(layer, rule)
+        except (PlanError, ShapeError, SourceError) as error:
             raise type(error)(f"layer {path!r}: {error}") from error
         rule.multiplicity = seen.multiplicity[path]
         _keep_tie(layer, rule, tied)
@@ -238,6 +259,7 @@ def build(
         rule.settle(network, path)
     for path in pacing.hoisted:
         hoist(network.get_submodule(path), fold, in_channels or seen.channels, seen.size)
+    count_items(network, seen.counters, fold)
     return Inflated(network, fold, seen, in_channels or seen.channels, plan, profile), seen
 
 
@@ -313,5 +335,5 @@ def _row(path: str, rule: Rule) -> InflatedLayer:
         kernel_3d=(rule.depth.kernel, *rule.kernel_2d),
         stride_3d=(rule.depth.stride, *rule.stride_2d),
         padding=rule.depth.padding,
-        rule=type(rule).__name__.split("_")[0],  # an adopted layer's class names both
+        rule=own_type(rule).__name__,
     )

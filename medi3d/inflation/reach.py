@@ -95,21 +95,33 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
     declared: Any = inflated
     network: nn.Module = declared.network
     rules = [m for m in network.modules() if isinstance(m, Rule) and m.kind not in ("statistics", "other")]
-    parameter = next(network.parameters())
     # One slice is enough, unless slices are multiplied again on the way, or layers do not pad them.
     many = any(
         (rule.kind == "upsample" and rule.depth.stride > 1) or rule.depth.padding == "valid" for rule in rules
     )
     slices = size if many else 1
+    outputs = _run(declared, fold, rules, size, slices)
+    if slices == 1 and any(_is_finer(output, size) for output in outputs):
+        # Enlarged where no rule saw it: whether depth is too, only a deep volume tells.
+        slices = size
+        outputs = _run(declared, fold, rules, size, slices)
+    return [Level(o.shape[1], _stride(o, size, slices), o.reach.field) for o in outputs]
+
+
+def _run(declared: Any, fold: Fold, rules: list[Rule], size: int, slices: int) -> list[_Carrier]:
+    """The outputs for a volume of zeros, each with its reach and with its depth in rows of the batch."""
+    network: nn.Module = declared.network
+    parameter = next(network.parameters())
     shape = (1, declared.in_channels, slices, size, size)
     volume = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
-    carrier = fold.fold(volume).as_subclass(_Carrier)
-    carrier.reach = _Reach()
     training = network.training
     network.eval()
     hooks = [rule.register_forward_hook(_widen) for rule in rules]
     try:
-        outputs = tree_flatten(declared.run_folded(carrier))[0]
+        with fold.folded(volume) as folded:
+            carrier = folded.as_subclass(_Carrier)
+            carrier.reach = _Reach()
+            return tree_flatten(declared.run_folded(carrier))[0]
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InexactError(
@@ -120,21 +132,34 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
         network.train(training)
         for hook in hooks:
             hook.remove()
-    return [Level(o.shape[1], _stride(o, size), o.reach.field) for o in outputs]
 
 
-def _stride(output: _Carrier, size: int) -> Triple:
-    """The step of the rules, corrected in-plane by the size of the map where no rule saw a step.
+def _is_finer(output: _Carrier, size: int) -> bool:
+    extents = zip(output.shape[2:4], output.reach.step[1:], strict=False)
+    return any(measured_stride(size, extent, step) < step for extent, step in extents)
 
-    Steps taken outside of any rule (a pool written as a function, a reshape) are told by the size.
-    Padding rounds it, so only a difference near two counts, and only on maps of some size.
+
+def _stride(output: _Carrier, size: int, slices: int) -> Triple:
+    """The step of the rules along each axis, corrected by the size of the map where they saw another."""
+    depth, height, width = output.reach.step
+    if slices > 1:  # of one volume, rows are slices
+        depth = measured_stride(slices, output.shape[0], depth)
+    if output.dim() >= 4:
+        height = measured_stride(size, output.shape[2], height)
+        width = measured_stride(size, output.shape[3], width)
+    return (depth, height, width)
+
+
+def measured_stride(size: int, extent: int, step: int) -> int:
+    """Voxels per position of a map with `extent` positions for `size` voxels, where rules stepped by `step`.
+
+    Padding rounds the extent, so only a difference near two counts, and only on maps of some size.
     """
-    depth, *in_plane = output.reach.step
-    for axis, extent in enumerate(output.shape[2:4]):
-        if extent >= 4 and size / extent > 1.75 * in_plane[axis]:
-            doubled = in_plane[axis] * 2 ** round(math.log2(size / extent / in_plane[axis]))
-            in_plane[axis] = doubled if -(-size // doubled) == extent else round(size / extent)
-    return (depth, in_plane[0], in_plane[1])
+    ratio = size / extent / step
+    if extent < 4 or 1 / 1.75 < ratio < 1.75:
+        return step
+    near = round(step * 2.0 ** round(math.log2(ratio)))
+    return near if near and -(-size // near) == extent else max(1, round(size / extent))
 
 
 def _widen(rule: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:

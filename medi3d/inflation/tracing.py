@@ -1,12 +1,14 @@
 """Run a 2D network once and write down what each of its layers did in-plane."""
 
+import copy
 from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from medi3d.errors import SourceError
+from medi3d.errors import SourceError, first_line
 from medi3d.inflation.plan import LayerGeometry
 from medi3d.inflation.rules import find_rule
 
@@ -24,34 +26,51 @@ class Trace:
     """Layers that have a rule, in the order in which they first ran."""
     multiplicity: dict[str, int] = field(default_factory=dict)
     """Items of each slice (heads, windows) that a layer finds in its batch dimension."""
+    counters: dict[str, str] = field(default_factory=dict)
+    """Of a layer with several such items the module around it that last saw one item a slice."""
     stems: set[str] = field(default_factory=set)
     """Convolutions that read the network's input itself."""
 
 
 def trace(net2d: nn.Module) -> Trace:
-    """Run `net2d` on two random images of the smallest size that it takes.
+    """Run a copy of `net2d` on two random images of the smallest size that it takes.
 
     Raises:
         SourceError: it takes no image, or no layer of it can be inflated.
     """
+    net2d = copy_of(net2d).eval()
     first = _input_channels(net2d)
-    training = net2d.training
-    net2d.eval()
     failure: Exception | None = None
-    try:
-        for channels in dict.fromkeys((first, 3)):  # some regroup RGB before their first convolution
-            for size in IMAGE_SIZES:
-                try:
-                    return _run(net2d, channels, size)
-                except Exception as error:  # any network may refuse a size in its own way
-                    failure = failure or error
-    finally:
-        net2d.train(training)
+    for channels in dict.fromkeys((first, 3)):  # some regroup RGB before their first convolution
+        for size in IMAGE_SIZES:
+            try:
+                return _run(net2d, channels, size)
+            except Exception as error:  # any network may refuse a size in its own way
+                failure = failure or error
     reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
     raise SourceError(
         f"{type(net2d).__name__} takes no (2, {first}, S, S) image for S from {IMAGE_SIZES[0]} "
         f"to {IMAGE_SIZES[-1]}: {reason}"
     )
+
+
+def copy_of(net2d: nn.Module) -> nn.Module:
+    """A copy to work on: the given network stays as it is.
+
+    Raises:
+        SourceError: it has no weights yet, or cannot be copied.
+    """
+    if any(is_lazy(tensor) for tensor in (*net2d.parameters(), *net2d.buffers())):
+        raise SourceError(
+            f"{type(net2d).__name__} has lazy layers without weights: run it on an image once before"
+        )
+    try:
+        return copy.deepcopy(net2d)
+    except Exception as error:  # whatever its own parts raise
+        raise SourceError(
+            f"{type(net2d).__name__} cannot be copied: {first_line(error)} (weight and spectral norms of "
+            "hooks: bake them in before, with torch.nn.utils.remove_weight_norm and remove_spectral_norm)"
+        ) from error
 
 
 def _input_channels(net2d: nn.Module) -> int:
@@ -77,11 +96,27 @@ def _run(net2d: nn.Module, channels: int, size: int) -> Trace:
         scale = size / x.shape[-2] if x.shape[-2] > 1 else float(size)
         seen.layers[path] = LayerGeometry(path, rule.kind, kernel, stride, dilation, scale, counts[rule.kind])
         seen.multiplicity[path] = max(1, x.shape[0] // 2)
+        if seen.multiplicity[path] > 1 and path.rpartition(".")[0] in whole:
+            seen.counters[path] = whole[path.rpartition(".")[0]]
         counts[rule.kind] += 1
         if rule.kind == "conv" and x.data_ptr() == image.data_ptr():
             seen.stems.add(path)
 
+    whole: dict[str, str] = {}  # of every module that runs, the innermost one around it with whole slices
+
+    def look(path: str, args: tuple[object, ...]) -> None:
+        first = args[0] if args else None
+        around = path.rpartition(".")[0]
+        if isinstance(first, Tensor) and first.dim() and first.shape[0] == image.shape[0] and path:
+            whole[path] = path
+        elif around in whole:
+            whole[path] = whole[around]
+
     hooks = [
+        module.register_forward_pre_hook(lambda m, args, path=path: look(path, args))
+        for path, module in net2d.named_modules()
+    ]
+    hooks += [
         layer.register_forward_pre_hook(lambda m, args, path=path: record(path, m, args[0]))
         for path, layer in net2d.named_modules()
         if find_rule(layer) is not None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from medi3d.axes import DEPTH, Triple
 from medi3d.errors import ConfigError, ShapeError
 from medi3d.inflation.rules import Rule
+from medi3d.models.alignment import check_strides
 from medi3d.models.decoder import Decoder, SubpixelHead
 
 HEADS = ("convolution", "subpixel")
@@ -35,6 +36,7 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         check_head(head)
+        check_strides(encoder)
         declared: Any = encoder
         self.encoder = encoder
         self.decoder = Decoder(

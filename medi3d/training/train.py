@@ -30,6 +30,7 @@ from medi3d.experiment.settings import Experiment
 from medi3d.experiment.strategies import frozen_parts, parameter_groups
 from medi3d.experiment.tasks import make_network, make_task, prepare_data
 from medi3d.files import alone_in, read_table
+from medi3d.inflation.checkpointing import checkpoint_activations
 from medi3d.processes import reported_workers
 from medi3d.reports.plots import plot_curves
 from medi3d.training.fine_tuning import GradualUnfreezing, prepare_encoder, pull_to_start, tune
@@ -92,6 +93,8 @@ def _train(run: Run, device: torch.device, split: str) -> dict[str, Any]:
     precision, tuning = Precision.choose(settings.precision, device), experiment.tuning
     network = make_network(experiment, task)
     frozen = tune(experiment, network, frozen_parts(network, experiment.strategy))
+    if settings.checkpoint_activations:
+        checkpoint_activations(network)
     precision.place_network(network)
     groups = parameter_groups(
         network, settings.learning_rate, settings.encoder_factor, decays=not tuning.l2_sp

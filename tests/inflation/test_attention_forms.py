@@ -13,6 +13,7 @@ from torch import nn
 
 from medi3d.errors import InexactError, PlanError
 from medi3d.inflation import KernelPlan, inflate, verify
+from medi3d.inflation.fold import Call
 from medi3d.inflation.network import build, describe
 from medi3d.inflation.plan import Override
 from medi3d.inflation.rules import divided, joint, windows
@@ -140,10 +141,11 @@ def test_windows_are_those_of_video_swin_on_any_volume(number):
     net3d, _ = build(swin().double(), replace(WINDOWS, attention=4))
     block = net3d.network.model.layers[0].blocks[number]
     block.attn.relative_position_bias_table.normal_()
-    block.attn.slices = 8
     x = torch.randn(8, 8, 8, 6, dtype=torch.float64)
     expected = video_swin(block.attn, x, (4, 4, 4), (2, 2, 2) if number else (0, 0, 0))
-    torch.testing.assert_close(block._attn(x), expected)
+    with net3d.fold.running(Call(batch=1, slices=8)):
+        found = block._attn(x)
+    torch.testing.assert_close(found, expected)
 
 
 def test_thin_and_ragged_volumes_have_no_foreign_tokens_in_a_window():
@@ -228,10 +230,11 @@ def attend(x, layer):
 def test_divided_attention_with_one_class_token_is_timesformer():
     net3d = trained(build(vit().double(), TIMESFORMER)[0])
     block = net3d.network.model.blocks[0]
-    net3d.fold.batch = 2
     x = torch.randn(2, 5, 5, 12, dtype=torch.float64)
     x[:, :, 0] = x[:, :1, 0]
-    torch.testing.assert_close(block(x.flatten(0, 1)).unflatten(0, (2, 5)), timesformer(block, x))
+    with net3d.fold.running(Call(batch=2)):
+        found = block(x.flatten(0, 1))
+    torch.testing.assert_close(found.unflatten(0, (2, 5)), timesformer(block, x))
 
 
 def test_divided_attention_has_timesformers_names_and_starts_as_copy():
@@ -262,10 +265,11 @@ def test_broken_attention_over_all_slices_is_refused(monkeypatch):
 def test_attention_over_all_slices_is_attention_in_one_long_slice():
     net3d, _ = build(vit().double(), ALL)
     attention = net3d.network.model.blocks[0].attn
-    net3d.fold.batch = 2
     x = torch.randn(10, 5, 12, dtype=torch.float64)
     long = x.unflatten(0, (2, 5)).flatten(1, 2)
-    torch.testing.assert_close(attention(x).view(2, 25, 12), attend(long, attention))
+    with net3d.fold.running(Call(batch=2)):
+        found = attention(x)
+    torch.testing.assert_close(found.view(2, 25, 12), attend(long, attention))
 
 
 def test_form_is_overridden_by_layer():

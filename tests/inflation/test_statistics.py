@@ -104,7 +104,8 @@ def test_layer_norm_over_space_keeps_a_weight_for_each_position():
     nn.init.normal_(net[1].bias)
     net3d, _ = build(net, VOLUME)
     volume = torch.randn(1, 2, 5, 64, 64, dtype=torch.float64)
-    out = net3d.network[1](volume.transpose(1, 2).flatten(0, 1)).unflatten(0, (1, 5)).transpose(1, 2)
+    with net3d.fold.folded(volume) as slices:
+        out = net3d.fold.unfold(net3d.network[1](slices))
     normed = nn.functional.layer_norm(volume, volume.shape[1:])
     torch.testing.assert_close(out, normed * net[1].weight.unsqueeze(1) + net[1].bias.unsqueeze(1))
 
@@ -115,9 +116,9 @@ def test_response_norm_is_that_of_the_volume_by_root_mean_square():
     nn.init.normal_(layer.weight)
     layer.eps = 0.5
     net3d, _ = build(nn.Sequential(nn.Conv2d(4, 4, 1), layer), VOLUME)
-    net3d.fold.batch = 1
     volume = torch.randn(1, 4, 5, 6, 7, dtype=torch.float64)
-    out = net3d.network[1](volume.transpose(1, 2).flatten(0, 1)).unflatten(0, (1, 5)).transpose(1, 2)
+    with net3d.fold.folded(volume) as slices:
+        out = net3d.fold.unfold(net3d.network[1](slices))
     rms = volume.square().sum(dim=(2, 3, 4), keepdim=True).sqrt() / 5**0.5
     ratio = rms / (rms.mean(dim=1, keepdim=True) + 0.5)
     torch.testing.assert_close(out, volume + layer.weight.view(-1, 1, 1, 1) * volume * ratio)

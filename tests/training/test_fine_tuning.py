@@ -16,6 +16,8 @@ from medi3d.experiment.config import load_config
 from medi3d.experiment.run import Run
 from medi3d.experiment.strategies import TuningSettings, parameter_groups
 from medi3d.experiment.tasks import make_network, make_task
+from medi3d.inflation.checkpointing import CheckpointedBlock
+from medi3d.inflation.fold import Call
 from medi3d.models.artifact import save_artifact
 from medi3d.models.encoders import create_encoder
 from medi3d.models.norms import VolumeNorm, batch_norms, convert_norms
@@ -99,11 +101,10 @@ def test_instance_norm_is_over_each_volume_with_the_scale_of_the_batch_norm(sour
         assert row["shift"] < 1e-3
     x = torch.randn(2, converted[0].groups, 4, 5, 6)
     folded = x.transpose(1, 2).flatten(0, 1)
-    converted[0].fold.batch = 2
+    with encoder.fold.running(Call(batch=2)):
+        found = converted[0].normalise(folded).unflatten(0, (2, 4)).transpose(1, 2)
     expected = nn.functional.instance_norm(x, eps=converted[0].eps)
-    torch.testing.assert_close(
-        converted[0].normalise(folded).unflatten(0, (2, 4)).transpose(1, 2), expected, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_stages_part_all_parameters_by_the_map_they_first_reach():
@@ -195,6 +196,18 @@ def test_every_policy_trains_and_leaves_its_drift(config, artifact, tmp_path, po
         kept = [key for key in first if "encoder" in key and ".bn" in key]
         assert kept
         assert all(torch.equal(first[key], last[key]) for key in kept)
+
+
+def test_activations_computed_again_train_the_same_network(config, tmp_path, monkeypatch):
+    runs, run = [], CheckpointedBlock.forward
+    monkeypatch.setattr(CheckpointedBlock, "forward", lambda *args: (runs.append(1), run(*args))[1])
+    for name, again in (("kept", "false"), ("again", "true")):
+        options = [f"training.checkpoint_activations={again}", "training.steps=2"]
+        run_training(Run(tmp_path / name, load_config(config, options)))
+    kept, again = (read_checkpoint(tmp_path / n / "checkpoints" / "last.pt") for n in ("kept", "again"))
+    assert runs
+    assert kept["network"].keys() == again["network"].keys()
+    assert all(torch.equal(value, again["network"][key]) for key, value in kept["network"].items())
 
 
 def test_a_resumed_run_pulls_to_the_same_start(config, artifact, tmp_path):

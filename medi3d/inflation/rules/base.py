@@ -1,13 +1,18 @@
 """What every rule is, and the registry from a layer's type to its rule."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from medi3d import torchvision_shim
 from medi3d.axes import to_pair
+from medi3d.errors import SourceError
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.kernels import Exactness
 from medi3d.inflation.plan import ALL_SLICES, DepthLayer, Kind
@@ -154,10 +159,67 @@ def attention_rule(depth: DepthLayer) -> type[Rule]:
     return _ATTENTION["joint-all" if everywhere else depth.attention_form]
 
 
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
+
+
+def move_hooks(layer: nn.Module, rule: Rule) -> None:
+    """Give a rule the hooks of the layer whose place it takes; they see folded tensors.
+
+    Raises:
+        SourceError: a hook makes the weight of the layer, which the rule has in another shape.
+    """
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)):
+            raise SourceError(
+                f"a hook ({type(hook).__name__}) makes its weight: bake it in before, with "
+                "remove_weight_norm, remove_spectral_norm (torch.nn.utils) or torch.nn.utils.prune.remove"
+            )
+    for name in _HOOKS:
+        own = getattr(layer, name)
+        setattr(rule, name, own)
+        setattr(layer, name, type(own)())  # the rule may hold on to the layer, and call it
+    rule._is_full_backward_hook = layer._is_full_backward_hook
+
+
 def adopt(layer: nn.Module, new: type[nn.Module]) -> None:
     """Let `layer` be of the class `new` too, whose methods then come before its own, in place."""
-    own = type(layer)
-    layer.__class__ = type(f"{new.__name__}_{own.__name__}", (new, own), {})
+    kind: Any = type(layer)
+    unnamed: Any = new  # for the checker of types: a cache asks for what can be hashed
+    layer.__class__ = _joined(unnamed, kind)
+
+
+def own_type(rule: Rule) -> type[Rule]:
+    """The rule's class as it is written, whatever it was joined with."""
+    written = (kind for kind in type(rule).__mro__ if "_origins" not in vars(kind))
+    return next(kind for kind in written if issubclass(kind, Rule))
+
+
+@cache
+def _joined(new: Any, own: Any) -> Any:
+    """The class that is both. No module holds it by name, so its instances say how it is made (`pickle`)."""
+
+    def reduce(layer: Any, protocol: Any) -> Any:
+        _, _, *state = super(joined, layer).__reduce_ex__(protocol)
+        return _blank, joined._origins, *state
+
+    origins = (new, *getattr(own, "_origins", (own,)))
+    members = {"__reduce_ex__": reduce, "_origins": origins}
+    joined: Any = type(f"{new.__name__}_{own.__name__}", (new, own), members)
+    return joined
+
+
+def _blank(*origins: Any) -> nn.Module:
+    """An empty layer of joined classes, the layer's own last, for `pickle` to fill."""
+    kind = origins[-1]
+    for new in reversed(origins[:-1]):
+        kind = _joined(new, kind)
+    blank: nn.Module = kind.__new__(kind)
+    return blank
 
 
 def register_rule(*types: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]:

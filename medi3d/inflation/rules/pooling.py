@@ -202,7 +202,7 @@ class FunctionalPools(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         kind: Any = {"max_pool2d": "max_pool", "avg_pool2d": "avg_pool"}.get(getattr(func, "__name__", ""))
-        if kind is None or self.fold.in_pool:
+        if kind is None or self.fold.call.in_pool:
             return out
         return self._along_depth(kind, out, *args, **(kwargs or {}))
 
@@ -218,7 +218,8 @@ class FunctionalPools(TorchFunctionMode):
     ) -> Tensor:
         kernel = to_pair(kernel_size)
         step = kernel if stride in (None, []) else to_pair(stride)
-        geometry = LayerGeometry("functional", kind, kernel, step, (1, 1), self.fold.height / x.shape[-2])
+        scale = self.fold.call.height / x.shape[-2]
+        geometry = LayerGeometry("functional", kind, kernel, step, (1, 1), scale)
         pool: Any = nn.MaxPool2d if kind == "max_pool" else nn.AvgPool2d
         rule_type: type[PoolRule] = MaxPoolRule if kind == "max_pool" else AvgPoolRule
         rule = rule_type(pool(kernel, step, to_pair(padding)), self.plan.layer(geometry), self.fold, "mean")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from medi3d.errors import PlanError
-from medi3d.inflation.fold import Fold
+from medi3d.inflation.fold import Call, Fold
 from medi3d.inflation.plan import DepthLayer
 from medi3d.inflation.rules.base import adopt
 from medi3d.inflation.rules.convolution import ConvRule
@@ -78,7 +78,8 @@ def hoist(stem: nn.Module, fold: Fold, channels: int, size: int) -> None:
     slices = 2 * _LARGEST
     training = stem.training
     volume = parameter.new_zeros(slices, channels, size, size)
-    rows = tree_leaves(stem.eval()(volume))[0].shape[0]
+    with fold.running(Call(batch=1, height=size)):
+        rows = tree_leaves(stem.eval()(volume))[0].shape[0]
     stem.train(training)
     if slices % rows:
         raise PlanError(f"the stem leaves {rows} of {slices} slices: its steps must be powers of two")

@@ -32,8 +32,6 @@ class WindowRule(AdoptedRule):
     relative_position_bias_table: nn.Parameter
     shift: int
     """Slices by which windows are shifted along depth."""
-    slices: int
-    """Slices of the volume that is running through, written down by the block."""
 
     @classmethod
     def fits(cls, layer: nn.Module) -> bool:
@@ -75,9 +73,10 @@ class WindowRule(AdoptedRule):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """As the layer, `(B·D·q, N, C)` with q windows of N tokens per slice; `mask` is `(q, N, N)`."""
-        x = x.unflatten(0, (self.fold.batch, self.slices, -1))  # (B, D, q, N, C)
-        width, shift = self._window(), self.shift if self.slices > self.depth.kernel else 0
-        missing = -self.slices % width
+        slices = self.fold.call.slices
+        x = x.unflatten(0, (self.fold.batch, slices, -1))  # (B, D, q, N, C)
+        width, shift = self._window(), self.shift if slices > self.depth.kernel else 0
+        missing = -slices % width
         x = F.pad(x, (0, 0) * 3 + (0, missing)).roll(-shift, dims=1)
         x = x.unflatten(1, (-1, width)).transpose(2, 3)  # (B, windows, q, width, N, C)
         shape = x.shape
@@ -85,11 +84,11 @@ class WindowRule(AdoptedRule):
             mask = self._mask(mask, shape, missing, shift)
         x = super().forward(x.flatten(3, 4).flatten(0, 2), mask)  # type: ignore[misc]
         x = x.view(*shape[:5], -1).transpose(2, 3).flatten(1, 2)
-        return x.roll(shift, dims=1)[:, : self.slices].flatten(0, 2)
+        return x.roll(shift, dims=1)[:, :slices].flatten(0, 2)
 
     def _window(self) -> int:
         """Slices of a window; a volume thinner than that is one window."""
-        return min(self.depth.kernel, self.slices)
+        return min(self.depth.kernel, self.fold.call.slices)
 
     def _mask(self, in_plane: Tensor | None, shape: torch.Size, missing: int, shift: int) -> Tensor:
         """`(windows·q, width·N, width·N)`: minus infinity between slices that do not belong together."""
@@ -123,6 +122,6 @@ class _CountingBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the block, `(B·D, H, W, C)`."""
-        attention: Any = self.attn
-        attention.slices = x.shape[0] // attention.fold.batch
-        return super().forward(x)
+        fold: Fold = self.attn.fold  # type: ignore[assignment,union-attr]
+        with fold.counting(x.shape[0] // fold.batch):
+            return super().forward(x)

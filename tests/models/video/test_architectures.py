@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models.video import r2plus1d_18, swin3d_t
 
 from medi3d.errors import ShapeError, SourceError
-from medi3d.inflation.fold import Fold
+from medi3d.inflation.fold import Call, Fold
 from medi3d.inflation.plan import DepthLayer
 from medi3d.inflation.rules import Rule
 from medi3d.models.networks import NetworkSettings, build_network, create_classifier
@@ -114,10 +114,11 @@ def fill(ours, theirs, ordered):
 def test_frames_are_told_apart_once_their_embedding_has_learnt():
     fold = Fold()
     embedding = TimeEmbeddingRule(TimeEmbedding(8, 6, prefix=1), DepthLayer(), fold, "mean")
-    fold.batch, tokens = 2, torch.randn(2 * 4, 5, 6)
-    assert torch.equal(embedding(tokens), tokens)
-    nn.init.normal_(embedding.weight)
-    change = (embedding(tokens) - tokens).view(2, 4, 5, 6)
+    tokens = torch.randn(2 * 4, 5, 6)
+    with fold.running(Call(batch=2)):
+        assert torch.equal(embedding(tokens), tokens)
+        nn.init.normal_(embedding.weight)
+        change = (embedding(tokens) - tokens).view(2, 4, 5, 6)
     assert not change[:, :, 0].any()  # the class token
     assert torch.allclose(change[0], change[1], atol=1e-5)
     assert torch.allclose(change[0, :, 1], embedding.weight.detach()[::2], atol=1e-5)  # 4 frames of 8

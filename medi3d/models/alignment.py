@@ -1,0 +1,66 @@
+"""Whether an encoder's maps lie where its strides say: measured before a decoder is built on them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medi3d.axes import DEPTH, Triple
+from medi3d.errors import Medi3dError, ShapeError
+
+SMALLEST = 16
+"""The least size of a volume that is tried, in voxels: on less, kernels without padding find nothing."""
+
+Sizes = list[tuple[int, ...]]
+
+
+def check_strides(encoder: nn.Module) -> None:
+    """Run an encoder on volumes of two or three sizes and compare its maps with its `strides`.
+
+    A map of stride s has one position more for every s voxels more along that axis. One that has a size of
+    its own, or another stride than declared, would be laid over the others in the wrong place.
+
+    Raises:
+        ShapeError: a map does not have the stride that is declared for it.
+    """
+    declared: Any = encoder
+    strides: list[Triple] = [tuple(stride) for stride in declared.strides]
+    coarsest = [max(axis) for axis in zip(*strides, strict=True)]
+    least = [c * max(2, -(-SMALLEST // c)) for c in coarsest]
+    size = (least[0], *(s + c for s, c in zip(least[1:], coarsest[1:], strict=True)))
+    maps = _sizes_of_maps(encoder, size)
+    if maps is None or maps == [_divided(size, stride) for stride in strides]:
+        return
+    if len(maps) != len(strides):
+        raise ShapeError(f"the encoder declares {len(strides)} strides and returns {len(maps)} maps")
+    larger = tuple(s + c for s, c in zip(size, coarsest, strict=True))
+    grown = _sizes_of_maps(encoder, larger)
+    for number, (stride, small) in enumerate(zip(strides, maps, strict=True)):
+        gained = None if grown is None else tuple(b - a for a, b in zip(small, grown[number], strict=True))
+        if gained != _divided(coarsest, stride):
+            raise ShapeError(
+                f"level {number + 1} of the encoder declares the stride {stride} (depth, height, width), but "
+                f"a volume of {size} voxels gives {small} positions, not {_divided(size, stride)}"
+            )
+
+
+def _divided(size: Any, stride: Triple) -> tuple[int, ...]:
+    return tuple(s // t for s, t in zip(size, stride, strict=True))
+
+
+@torch.no_grad()
+def _sizes_of_maps(encoder: nn.Module, size: tuple[int, ...]) -> Sizes | None:
+    """Depth, height and width of each map for a volume of zeros; None: it does not take this size."""
+    declared: Any = encoder
+    parameter = next(encoder.parameters())
+    volume = parameter.new_zeros(1, declared.in_channels, *size)
+    training = {module: module.training for module in encoder.modules()}
+    encoder.eval()
+    try:
+        maps: list[Tensor] = encoder(volume)
+    except (RuntimeError, ValueError, AssertionError, Medi3dError):  # it says so itself where it is used
+        return None
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return [tuple(x.shape[DEPTH:]) for x in maps]
