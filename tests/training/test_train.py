@@ -18,6 +18,7 @@ from medi3d.evaluation.evaluate import run_evaluation, summary
 from medi3d.experiment.config import load_config
 from medi3d.experiment.run import Run
 from medi3d.training.train import run_training
+from tests.processes import start_command
 
 
 def rows_of(path):
@@ -136,24 +137,17 @@ def test_a_damaged_checkpoint_is_one_clear_line(run, config, tmp_path):
 
 def killed_then_resumed(config, runs, steps):
     """Kill a real process as soon as its first checkpoint is there, then let a second one finish."""
-    command = [
-        sys.executable,
-        "-m",
-        "medi3d",
-        "train",
-        str(config),
-        f"training.steps={steps}",
-        "--runs",
-        str(runs),
-    ]
-    first = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    command = ["train", config, f"training.steps={steps}", "--runs", runs]
+    first = start_command(*command)
     checkpoint = runs / "tiny" / "checkpoints" / "last.pt"
-    while not checkpoint.exists() and first.poll() is None:
-        time.sleep(0.05)
+    while not checkpoint.exists() and first.is_alive():
+        time.sleep(0.01)
     first.kill()
-    first.wait()
+    first.join()
     at = read_checkpoint(checkpoint)["step"]
-    subprocess.run([*command, "--resume"], check=True, capture_output=True, timeout=120)
+    second = start_command(*command, "--resume")
+    second.join()
+    assert second.exitcode == 0
     return at
 
 
