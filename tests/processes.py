@@ -1,7 +1,6 @@
 """Processes for tests, out of a server that has imported the libraries: importing them costs 7 s."""
 
 import os
-import socket
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -9,6 +8,8 @@ from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from torch.distributed.launcher import api as launcher
 
 PRELOADED = [
     "medi3d.comparison.executor",
@@ -35,20 +36,20 @@ def start_command(*arguments: object, log: Path | None = None, **environment: ob
 
 
 def run_two_processes(*arguments: object, folder: Path) -> list[str]:
-    """`medi3d ARGUMENTS` by two processes that join as those of torchrun do; what each printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    logs = [folder / f"rank{rank}.log" for rank in range(2)]
-    place = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        start_command(*arguments, log=log, RANK=rank, LOCAL_RANK=rank, **place)
-        for rank, log in enumerate(logs)
-    ]
-    for process in started:
-        process.join(600)
-    assert [process.exitcode for process in started] == [0, 0], [log.read_text() for log in logs]
-    return [log.read_text() for log in logs]
+    """`torchrun --standalone --nproc_per_node 2 -m medi3d ARGUMENTS`; what each process printed."""
+    one = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, "max_restarts": 0}
+    meeting = {"run_id": folder.name, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    fresh_processes()
+    config = launcher.LaunchConfig(**one, **meeting, start_method="forkserver")
+    launcher.elastic_launch(config, _run_rank)([*map(str, arguments)], folder)
+    return [(folder / f"rank{rank}.log").read_text() for rank in range(2)]
+
+
+def _run_rank(arguments: list[str], folder: Path) -> None:
+    try:
+        _run(arguments, folder / f"rank{os.environ['RANK']}.log", {})
+    except SystemExit as end:
+        assert not end.code, end
 
 
 def _run(arguments: list[str], log: Path | None, environment: Mapping[str, str]) -> None:
