@@ -21,11 +21,10 @@ from medi3d.engine.clock import Clock
 from medi3d.engine.precision import Precision
 from medi3d.engine.state import TrainingState
 from medi3d.errors import ConfigError, DataError
-from medi3d.experiment.building import make_network, make_task
 from medi3d.experiment.config import load_config
-from medi3d.experiment.samples import prepare_data
 from medi3d.experiment.settings import TASKS
 from medi3d.experiment.strategies import frozen_parts
+from medi3d.experiment.tasks import make_network, make_task, prepare_data
 from medi3d.models.artifact import save_artifact
 from medi3d.models.encoders import create_encoder
 from medi3d.models.segmenter import Segmenter

@@ -12,7 +12,7 @@ from medi3d.datasets.images.files import read_header
 from medi3d.datasets.images.preprocessing import load_image
 from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.errors import Medi3dError
-from medi3d.prediction.memory import WORKSPACE, Budget, forward_bytes, reading_bytes, resident_bytes
+from medi3d.prediction.memory import WORKSPACE, MemoryBudget, forward_bytes, reading_bytes, resident_bytes
 
 
 def test_the_peak_is_that_of_the_two_largest_neighbours():
@@ -28,7 +28,7 @@ def test_what_is_freed_counts_no_more():
 
 
 def test_a_case_waits_until_its_part_is_free():
-    budget, order = Budget(10), []
+    budget, order = MemoryBudget(10), []
     budget.take(7, "first")
 
     def second():
@@ -45,8 +45,8 @@ def test_a_case_waits_until_its_part_is_free():
 
 def test_a_case_larger_than_all_is_refused():
     with pytest.raises(Medi3dError, match=r"scan: needs about 2\.00 GB where --memory leaves 1\.00 GB"):
-        Budget(10**9).take(2 * 10**9, "scan")
-    Budget(None).take(10**15, "scan")
+        MemoryBudget(10**9).take(2 * 10**9, "scan")
+    MemoryBudget(None).take(10**15, "scan")
     assert resident_bytes() > 10**6
 
 
