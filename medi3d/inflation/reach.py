@@ -8,6 +8,7 @@ passes on the widest field of its inputs, and the smallest stride. Statistics ov
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -96,11 +97,7 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
     network: nn.Module = declared.network
     rules = [m for m in network.modules() if isinstance(m, Rule) and m.kind not in ("statistics", "other")]
     parameter = next(network.parameters())
-    # One slice is enough, unless slices are multiplied again on the way, or layers do not pad them.
-    many = any(
-        (rule.kind == "upsample" and rule.depth.stride > 1) or rule.depth.padding == "valid" for rule in rules
-    )
-    slices = size if many else 1
+    slices = _slices(rules, size)
     shape = (1, declared.in_channels, slices, size, size)
     volume = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
     carrier = fold.fold(volume).as_subclass(_Carrier)
@@ -121,6 +118,20 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
         for hook in hooks:
             hook.remove()
     return [Level(o.shape[1], _stride(o, size), o.reach.field) for o in outputs]
+
+
+def _slices(rules: Sequence[Rule], size: int) -> int:
+    """The number of slices on which a network can be measured.
+
+    One is enough, unless slices are multiplied again on the way, or layers do not pad them: then twice as
+    many as these see at most. `size` of them fill a gigabyte for the head of I3D, with its 1024 channels.
+    """
+    if any(rule.kind == "upsample" and rule.depth.stride > 1 for rule in rules):
+        return size
+    if not any(rule.depth.padding == "valid" for rule in rules):
+        return 1
+    seen = 1 + sum((max(rule.depth.kernel, 1) - 1) * rule.depth.dilation for rule in rules)
+    return min(size, 2 * seen * math.prod(rule.depth.stride for rule in rules))
 
 
 def _stride(output: _Carrier, size: int) -> Triple:
