@@ -1,7 +1,7 @@
 """Worker processes that end when their parent is gone, and whose errors are reported in one line."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
@@ -11,9 +11,23 @@ from typing import Any
 from medi3d.errors import Medi3dError, ResourceError, first_line
 
 
-def process_pool(workers: int) -> ProcessPoolExecutor:
-    """A pool of processes that die with their parent; spawned, since torch does not survive a fork."""
-    return ProcessPoolExecutor(workers, get_context("spawn"), watch_parent)
+def process_pool(
+    workers: int, prepare: Callable[..., object] | None = None, *arguments: object
+) -> ProcessPoolExecutor:
+    """A pool of processes that die with their parent; spawned, since torch does not survive a fork.
+
+    Args:
+        workers: number of processes.
+        prepare: called with `arguments` in each process before its first task.
+    """
+    begin: Any = _begin
+    return ProcessPoolExecutor(workers, get_context("spawn"), begin, (prepare, *arguments))
+
+
+def _begin(prepare: Callable[..., object] | None, *arguments: object) -> None:
+    watch_parent()
+    if prepare is not None:
+        prepare(*arguments)
 
 
 def watch_parent() -> None:

@@ -10,13 +10,27 @@ import numpy as np
 import pytest
 import torch
 
-from medi3d import cli, torchvision_shim
+from medi3d import cli, processes, torchvision_shim
+from tests import figures
+from tests.processes import fresh_processes, stop_server
 from tests.scan_files import write_nifti, write_series
 from tests.tiny import clips, cohort, config
 
 __all__ = ["clips", "cohort", "config", "write_nifti", "write_series"]
 
 torchvision_shim.install()  # before any test imports timm
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Figures that nobody looks at are not drawn."""
+    figures.draw_only_where_looked_at(item)
+
+
+processes.get_context = fresh_processes
+
+
+def pytest_sessionfinish() -> None:
+    stop_server()
 
 
 @pytest.fixture(scope="session")

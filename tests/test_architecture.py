@@ -105,6 +105,19 @@ def test_every_room_is_known() -> None:
     assert {room_of(name_of(path)) for path in MODULES} == set().union(*ROOMS, DOORS)
 
 
+BESIDE = {"benchmarks", "examples"}
+"""Folders of the checkout, beside the package, that have tests."""
+
+
+def test_each_folder_of_tests_mirrors_a_room() -> None:
+    package, tests = ROOT / "medi3d", Path(__file__).parent
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")} - {Path()}
+    rooms = {path.parent.relative_to(package) for path in package.rglob("*.py")} | set(map(Path, BESIDE))
+    assert folders <= rooms
+    untested = {room for room in rooms if not any(room in (one, *one.parents) for one in folders)}
+    assert untested <= {Path("transfer"), Path("inflation/rules"), Path("reports/templates"), Path()}
+
+
 def test_no_private_name_is_imported() -> None:
     private = {
         name_of(path): found

@@ -1,6 +1,5 @@
 """Where the runs of a comparison execute: in local processes, or on Ray."""
 
-import multiprocessing
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from medi3d.comparison.cell import run_cell
 from medi3d.comparison.grid import Cell
 from medi3d.engine.log import console
 from medi3d.errors import ConfigError, first_line
-from medi3d.processes import watch_parent
+from medi3d.processes import process_pool
 
 ATTEMPTS = 3
 """Attempts at a run whose process dies."""
@@ -57,7 +56,8 @@ class LocalExecutor:
             while queue or running:
                 while queue and idle:
                     slot, cell = idle.popleft(), queue.popleft()
-                    pool = pools.get(slot) or pools.setdefault(slot, _pool(cell.threads, slot))
+                    pool = pools.get(slot) or process_pool(1, prepare_process, cell.threads, slot)
+                    pools[slot] = pool
                     running[pool.submit(self.run, cell, folder)] = slot, cell
                 done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
                 slot, cell = running.pop(done)
@@ -77,13 +77,8 @@ class LocalExecutor:
                 pool.shutdown(cancel_futures=True)
 
 
-def _pool(threads: int, slot: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, prepare_process, (threads, slot))
-
-
 def prepare_process(threads: int, slot: int | None = None) -> None:
-    """Prepare a worker process: silent, with its share of cores and a GPU, and killed with its parent."""
+    """Prepare a worker process: silent, with its share of cores and a GPU."""
     import SimpleITK as sitk
 
     console.file = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
@@ -91,7 +86,6 @@ def prepare_process(threads: int, slot: int | None = None) -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     if slot is not None and torch.cuda.is_available():
         os.environ["LOCAL_RANK"] = str(slot % torch.cuda.device_count())
-    watch_parent()
 
 
 class RayExecutor:

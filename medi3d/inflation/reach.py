@@ -8,6 +8,7 @@ passes on the widest field of its inputs, and the smallest stride. Statistics ov
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from medi3d.axes import Triple
-from medi3d.errors import InexactError
+from medi3d.errors import InexactError, first_line
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.rules import Rule
 
@@ -95,13 +96,9 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
     declared: Any = inflated
     network: nn.Module = declared.network
     rules = [m for m in network.modules() if isinstance(m, Rule) and m.kind not in ("statistics", "other")]
-    # One slice is enough, unless slices are multiplied again on the way, or layers do not pad them.
-    many = any(
-        (rule.kind == "upsample" and rule.depth.stride > 1) or rule.depth.padding == "valid" for rule in rules
-    )
-    slices = size if many else 1
+    slices = _slices(rules, size)
     outputs = _run(declared, fold, rules, size, slices)
-    if slices == 1 and any(_is_finer(output, size) for output in outputs):
+    if slices < size and any(_is_finer(output, size) for output in outputs):
         # Enlarged where no rule saw it: whether depth is too, only a deep volume tells.
         slices = size
         outputs = _run(declared, fold, rules, size, slices)
@@ -123,7 +120,7 @@ def _run(declared: Any, fold: Fold, rules: list[Rule], size: int, slices: int) -
             carrier.reach = _Reach()
             return tree_flatten(declared.run_folded(carrier))[0]
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InexactError(
             f"the inflated network cannot run on {slices} slices: {reason}; do its branches step alike along "
             "depth, and are there slices enough for layers without padding?"
@@ -137,6 +134,20 @@ def _run(declared: Any, fold: Fold, rules: list[Rule], size: int, slices: int) -
 def _is_finer(output: _Carrier, size: int) -> bool:
     extents = zip(output.shape[2:4], output.reach.step[1:], strict=False)
     return any(measured_stride(size, extent, step) < step for extent, step in extents)
+
+
+def _slices(rules: Sequence[Rule], size: int) -> int:
+    """The number of slices on which a network can be measured.
+
+    One is enough, unless slices are multiplied again on the way, or layers do not pad them: then twice as
+    many as these see at most. `size` of them fill a gigabyte for the head of I3D, with its 1024 channels.
+    """
+    if any(rule.kind == "upsample" and rule.depth.stride > 1 for rule in rules):
+        return size
+    if not any(rule.depth.padding == "valid" for rule in rules):
+        return 1
+    seen = 1 + sum((max(rule.depth.kernel, 1) - 1) * rule.depth.dilation for rule in rules)
+    return min(size, 2 * seen * math.prod(rule.depth.stride for rule in rules))
 
 
 def _stride(output: _Carrier, size: int, slices: int) -> Triple:

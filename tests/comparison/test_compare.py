@@ -5,7 +5,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -22,10 +21,12 @@ from medi3d.comparison.compare import best_rates, run_comparison
 from medi3d.comparison.config import load_comparison
 from medi3d.comparison.executor import LocalExecutor, RayExecutor, make_executor
 from medi3d.comparison.grid import Grid, Point
+from medi3d.comparison.report import write_comparison
 from medi3d.comparison.wording import answer
 from medi3d.errors import ConfigError, DataError
 from medi3d.evaluation.statistics import paired_effect
 from medi3d.files import read_table
+from tests.processes import start_command
 from tests.tiny import CONFIG
 
 GRID = {
@@ -287,16 +288,7 @@ def numbers_of(folder: Path):
 
 
 def command(tmp_path, *options):
-    return [
-        sys.executable,
-        "-m",
-        "medi3d",
-        "compare",
-        str(tmp_path / "compare.yaml"),
-        "--runs",
-        str(tmp_path),
-        *options,
-    ]
+    return ["compare", str(tmp_path / "compare.yaml"), "--runs", str(tmp_path), *options]
 
 
 @pytest.mark.slow
@@ -309,16 +301,17 @@ def test_killed_at_random_and_resumed_it_finds_the_same(compared, describe, tmp_
         return {path: path.stat().st_mtime_ns for path in results.glob("cells/*/result.json")}
 
     for count in (1, 4):
-        silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-        process = subprocess.Popen(command(tmp_path, "--resume", "--workers", "2"), **silent)
-        while len(finished()) < count and process.poll() is None:
+        process = start_command(*command(tmp_path, "--resume", "--workers", "2"))
+        while len(finished()) < count and process.is_alive():
             time.sleep(0.05)
         time.sleep(chance.uniform(0, 2))  # somewhere in the runs that are computed now
         process.kill()
-        process.wait()
+        process.join()
         assert before.items() <= finished().items()  # no finished run was lost or done again
         before = finished()
-    subprocess.run(command(tmp_path, "--resume"), check=True, capture_output=True, timeout=900)
+    last = start_command(*command(tmp_path, "--resume"))
+    last.join()
+    assert last.exitcode == 0
     assert before.items() <= finished().items()
     assert numbers_of(results) == numbers_of(whole)
 
@@ -342,7 +335,7 @@ def test_the_command_says_what_it_found(compared, describe, tmp_path, monkeypatc
     (tmp_path / "tiny").symlink_to(whole)
     describe()
     target = tmp_path / "answer.json"
-    monkeypatch.setattr(sys, "argv", ["medi3d", *command(tmp_path, "--resume", "--json", str(target))[3:]])
+    monkeypatch.setattr(sys, "argv", ["medi3d", *command(tmp_path, "--resume", "--json", str(target))])
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 0
@@ -361,9 +354,10 @@ def test_every_shipped_comparison_is_one(path):
             resolve([comparison.changes, group.changes, {"training": budget}, changed])
 
 
+@pytest.mark.figures
 def test_the_report_says_the_answer_and_needs_no_other_file(compared):
     results, folder, _ = compared
-    page = (folder / "report.html").read_text()
+    page = write_comparison(results, folder).read_text()
     assert f'<p class="answer">{results.answer}</p>' in page
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     assert "Learning rate 0.01, shared" in page

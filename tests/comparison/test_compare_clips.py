@@ -12,6 +12,7 @@ import yaml
 from medi3d.comparison.compare import run_comparison
 from medi3d.comparison.config import load_comparison
 from medi3d.comparison.grid import Grid
+from medi3d.comparison.report import write_comparison
 from medi3d.comparison.subsets import Parts
 from medi3d.datasets.clips.clips import Clip, read_clip_list
 from medi3d.errors import ConfigError
@@ -83,6 +84,7 @@ def test_subsets_of_clips_take_each_class_in_turn():
     assert set(few.training) < set(many.training)
 
 
+@pytest.mark.figures
 def test_tables_report_and_figures_speak_of_top1_and_scenes(compared):
     results, folder = compared
     (effect,) = read_table(folder / "effects.csv")
@@ -92,7 +94,7 @@ def test_tables_report_and_figures_speak_of_top1_and_scenes(compared):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 12
     assert {row["predicted"] for row in rows} <= {"above", "below"}
-    page = (folder / "report.html").read_text()
+    page = write_comparison(results, folder).read_text()
     assert f'<p class="answer">{results.answer}</p>' in page
     assert "Dice" not in re.sub(r"base64,[\w+/=]+", "", page)
     assert "draw whole scenes, 6 of them" in page

@@ -1,11 +1,13 @@
 """A preparation that is killed at random, again and again, ends in the files of one that never was."""
 
-import multiprocessing
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from tests.killing import content, kill_at_random
+from tests.processes import fresh_processes
 from tests.tiny import write_cohort
 
 KILLS = 20
@@ -16,7 +18,7 @@ def prepare_all(config: Path, out: Path) -> None:
     from medi3d import processes as workers
     from medi3d.planning.prepare import run_prepare
 
-    workers.get_context = lambda _: multiprocessing.get_context("fork")
+    workers.get_context = lambda _: get_context("fork")
     run_prepare(config, [], out, memory_gb=1, workers=2)
 
 
@@ -28,12 +30,9 @@ def test_twenty_kills_change_nothing(tmp_path):
         f"data: {{root: {cohort}, modality: MR, spacing: [0.5, 0.5, 0.5], patch: [16, 16, 16]}}\n"
         "network: {source: unet}\n"
     )
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch", "monai.data.utils", "medi3d.planning.prepare", "medi3d.models.segmenter"]
-    )
+    context = fresh_processes()
 
-    def start(out: str) -> multiprocessing.process.BaseProcess:
+    def start(out: str) -> BaseProcess:
         process = context.Process(target=prepare_all, args=(config, tmp_path / out))
         process.start()
         return process

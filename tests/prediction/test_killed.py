@@ -1,6 +1,6 @@
 """A prediction that is killed at random, again and again, ends in the files of one that never was."""
 
-import multiprocessing
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import nibabel as nib
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.killing import content, kill_at_random
+from tests.processes import fresh_processes
 
 KILLS, CASES = 20, 8
 
@@ -39,10 +40,9 @@ def test_twenty_kills_change_nothing(tmp_path):
         suffix = [".nii.gz", ".nii"][number % 2]
         nib.save(nib.Nifti1Image(values, np.diag([1, 1, 2.5, 1])), tmp_path / "scans" / f"{number}{suffix}")
     (tmp_path / "scans" / "broken.nii").write_bytes(b"nothing")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "monai.data.utils", "medi3d.prediction.predict"])
+    context = fresh_processes()
 
-    def start(out: str) -> multiprocessing.process.BaseProcess:
+    def start(out: str) -> BaseProcess:
         process = context.Process(target=predict_all, args=(tmp_path / "scans", tmp_path / out))
         process.start()
         return process

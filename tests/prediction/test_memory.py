@@ -2,12 +2,17 @@
 
 import threading
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from medi3d.datasets.images.files import read_header
+from medi3d.datasets.images.preprocessing import load_image
+from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.errors import Medi3dError
-from medi3d.prediction.memory import WORKSPACE, Budget, forward_bytes, resident_bytes
+from medi3d.prediction.memory import WORKSPACE, MemoryBudget, forward_bytes, reading_bytes, resident_bytes
 
 
 def test_the_peak_is_that_of_the_two_largest_neighbours():
@@ -23,7 +28,7 @@ def test_what_is_freed_counts_no_more():
 
 
 def test_a_case_waits_until_its_part_is_free():
-    budget, order = Budget(10), []
+    budget, order = MemoryBudget(10), []
     budget.take(7, "first")
 
     def second():
@@ -40,6 +45,22 @@ def test_a_case_waits_until_its_part_is_free():
 
 def test_a_case_larger_than_all_is_refused():
     with pytest.raises(Medi3dError, match=r"scan: needs about 2\.00 GB where --memory leaves 1\.00 GB"):
-        Budget(10**9).take(2 * 10**9, "scan")
-    Budget(None).take(10**15, "scan")
+        MemoryBudget(10**9).take(2 * 10**9, "scan")
+    MemoryBudget(None).take(10**15, "scan")
     assert resident_bytes() > 10**6
+
+
+@pytest.mark.parametrize("spacing", [None, [1.0, 1.0, 1.0]], ids=["own grid", "finer grid"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_reading_needs_no_less_than_what_is_read(tmp_path, channels, spacing):
+    """Twice as many voxels need twice as much, and never less than the arrays that reading ends in."""
+    needs = []
+    for depth in (8, 16):
+        values = np.random.default_rng(0).normal(size=(12, 10, depth, channels)).astype(np.float32)
+        path = tmp_path / f"{depth}.nii"
+        nib.save(nib.Nifti1Image(values if channels > 1 else values[..., 0], np.diag([1, 1, 2, 1])), path)
+        settings = VolumeSettings("", "MR", {"a": 1}, channels=channels, spacing=spacing)
+        need, read = reading_bytes(read_header(path), settings), load_image([path], settings)
+        assert need >= read.image.nbytes + values.nbytes
+        needs.append(need)
+    assert needs[1] == pytest.approx(2 * needs[0], rel=1e-3)

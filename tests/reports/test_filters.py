@@ -1,6 +1,7 @@
 """Pictures of filters show each filter, in its own scale and with its time from left to right."""
 
 import numpy as np
+import pytest
 import torch
 
 from medi3d.reports.filters import GAP, LINE, mosaic, plot_filters_over_time
@@ -21,6 +22,7 @@ def test_each_filter_has_its_own_scale():
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.figures
 def test_sixty_four_filters_before_and_after_are_one_picture(tmp_path):
     kernel = torch.randn(80, 3, 7, 7, 7)
     assert mosaic(kernel).shape[0] == 16 * (7 + LINE)

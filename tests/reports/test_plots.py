@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from medi3d.reports.plots import plot_confusion, plot_curves, plot_overlay
+from medi3d.reports.plots import plot_confusion, plot_curves, plot_overlay, plot_pretext
+
+pytestmark = pytest.mark.figures
 
 PNG = b"\x89PNG"
 
@@ -18,9 +20,12 @@ def test_an_overlay_is_drawn_even_where_nothing_is_labelled(tmp_path, labelled):
     assert [path.name for path in tmp_path.iterdir()] == ["o.png"]
 
 
-def test_curves_and_confusion_are_drawn(tmp_path):
+def test_curves_confusion_and_pretext_are_drawn(tmp_path):
     rows = [{"step": step, "train_loss": 1.0, "val_loss": 1.0, "dice": 0.5, "dice_a": 0.5} for step in (1, 2)]
     plot_curves(rows, "dice", tmp_path / "c.png")
     plot_confusion([("a", "b"), ("a", "a")], ["a", "b"], tmp_path / "m.png")
+    shown = np.linspace(-1, 1, 4 * 5 * 6).reshape(4, 5, 6)
+    plot_pretext([(shown, shown, shown)] * 2, tmp_path / "p.png")
     assert all(path.read_bytes()[:4] == PNG for path in tmp_path.iterdir())
-    assert len(list(tmp_path.iterdir())) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"c.png", "m.png", "p.png"}
+    assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())

@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +20,7 @@ from medi3d.prediction.predict import run_prediction
 from medi3d.prediction.predictor import load_members
 from medi3d.training import crossvalidation
 from medi3d.training.crossvalidation import evaluate_folds, run_folds, summarise
+from tests.processes import run_two_processes
 from tests.tiny import CONFIG
 
 OPTIONS = ["data.folds=3", "data.fold=all", "training.steps=2", "training.validate_every=1"]
@@ -190,13 +189,9 @@ def test_interval_of_one_subject_is_unknown():
 @pytest.mark.slow
 def test_two_processes_make_the_folds_of_one(run, tmp_path):
     """They join once for all folds; one of them judges while the other waits."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*torchrun, "-m", "medi3d", "train", str(run.parent / "tiny.yaml"), *OPTIONS]
-    done = subprocess.run(
-        [*command, "--runs", str(tmp_path)], capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("All folds") == 1
+    command = ["train", run.parent / "tiny.yaml", *OPTIONS, "--runs", tmp_path]
+    logs = run_two_processes(*command, folder=tmp_path)
+    assert sum(log.count("All folds") for log in logs) == 1
     for two, one in zip(*(rows_of(folder / "cases.csv") for folder in (tmp_path / "tiny", run)), strict=True):
         assert (two["case"], two["label"], two["fold"]) == (one["case"], one["label"], one["fold"])
         assert float(two["dice"]) == pytest.approx(float(one["dice"]), abs=0.01)

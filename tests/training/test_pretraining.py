@@ -15,8 +15,7 @@ from medi3d.engine.state import read_checkpoint
 from medi3d.errors import ConfigError, DataError
 from medi3d.experiment.config import load_config
 from medi3d.experiment.run import Run
-from medi3d.experiment.samples import prepare_data
-from medi3d.experiment.tasks import make_network, make_task
+from medi3d.experiment.tasks import make_network, make_task, prepare_data
 from medi3d.models.artifact import load_artifact, read_description
 from medi3d.models.encoders import create_encoder
 from medi3d.models.networks import create_segmenter

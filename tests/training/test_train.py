@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 import sys
 import time
 
@@ -18,6 +17,7 @@ from medi3d.evaluation.evaluate import run_evaluation, summary
 from medi3d.experiment.config import load_config
 from medi3d.experiment.run import Run
 from medi3d.training.train import run_training
+from tests.processes import run_two_processes, start_command
 
 
 def rows_of(path):
@@ -136,24 +136,17 @@ def test_a_damaged_checkpoint_is_one_clear_line(run, config, tmp_path):
 
 def killed_then_resumed(config, runs, steps):
     """Kill a real process as soon as its first checkpoint is there, then let a second one finish."""
-    command = [
-        sys.executable,
-        "-m",
-        "medi3d",
-        "train",
-        str(config),
-        f"training.steps={steps}",
-        "--runs",
-        str(runs),
-    ]
-    first = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    command = ["train", config, f"training.steps={steps}", "--runs", runs]
+    first = start_command(*command)
     checkpoint = runs / "tiny" / "checkpoints" / "last.pt"
-    while not checkpoint.exists() and first.poll() is None:
-        time.sleep(0.05)
+    while not checkpoint.exists() and first.is_alive():
+        time.sleep(0.01)
     first.kill()
-    first.wait()
+    first.join()
     at = read_checkpoint(checkpoint)["step"]
-    subprocess.run([*command, "--resume"], check=True, capture_output=True, timeout=120)
+    second = start_command(*command, "--resume")
+    second.join()
+    assert second.exitcode == 0
     return at
 
 
@@ -171,11 +164,8 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(config, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_end_with_the_loss_of_one(config, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*torchrun, "-m", "medi3d", "train", str(config), "--runs", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("best validation score") == 1
+    logs = run_two_processes("train", config, "--runs", tmp_path, folder=tmp_path)
+    assert sum(log.count("best validation score") for log in logs) == 1
     run_training(Run(tmp_path / "alone", load_config(config)))
     tables = (rows_of(tmp_path / run / "metrics.csv") for run in ("tiny", "alone"))
     for two, one in zip(*tables, strict=True):
