@@ -83,6 +83,7 @@ class TrainingState:
             "best": self.best,
             "clock": self.clock.read(),
             "flat_at": self.budget.flat_at,
+            "contract": contract_in(self.network),
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -114,7 +115,14 @@ class TrainingState:
         """Write the weights alone, of the network that is validated, with its score."""
         network = self.validated.state_dict()
         content = {"format": FORMAT, "step": self.step, "score": score, "network": network}
+        content["contract"] = contract_in(self.network)
         write_checkpoint(path, content)
+
+
+def contract_in(network: nn.Module) -> dict[str, Any] | None:
+    """What the network's weights expect of their input: weights in a file of the user may change or go."""
+    normaliser: Any = getattr(getattr(network, "encoder", None), "normaliser", None)
+    return None if normaliser is None else normaliser.to_dict()
 
 
 def check_finite(network: nn.Module, step: int) -> None:
@@ -171,10 +179,14 @@ def load_network(path: Path, network: nn.Module) -> dict[str, Any]:
     Raises:
         WeightsError: the file is damaged, or of another network.
     """
-    content = read_checkpoint(path)
+    return fill_network(network, read_checkpoint(path), path)
+
+
+def fill_network(network: nn.Module, content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Fill `network` from what was read of `path`; otherwise as `load_network`."""
     try:
-        network.load_state_dict(content.pop("network"))
-    except RuntimeError as error:
+        network.load_state_dict(content["network"])
+    except (KeyError, TypeError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise WeightsError(f"{path}: is of another network: {' '.join(lines[1:2])}") from error
-    return content
+    return {key: value for key, value in content.items() if key != "network"}

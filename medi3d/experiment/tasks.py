@@ -1,6 +1,6 @@
 """What each task needs to be trained: one table, by the word under `task` in a config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,12 @@ def make_task(experiment: Experiment) -> Task:
 
 
 def make_network(
-    experiment: Experiment, task: Task, *, pretrained: bool = True, proof: bool = True
+    experiment: Experiment,
+    task: Task,
+    *,
+    pretrained: bool = True,
+    proof: bool = True,
+    checkpoint: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The network at its first step.
 
@@ -56,15 +61,34 @@ def make_network(
         task: from `make_task`.
         pretrained: False leaves pretrained weights unread, for a checkpoint that replaces them all.
         proof: False leaves out the proof of exactness, for a checkpoint whose training began with it.
+        checkpoint: content of the checkpoint that fills the network; it knows what input files of the user
+            expected when the training began.
     """
     if experiment.strategy == "original":
         experiment = experiment.without_pretraining()
     torch.manual_seed(experiment.seed)
     build = NEEDS[experiment.task].network
-    network = build(experiment.network, len(task.classes), read_weights=pretrained, proof=proof)
+    options = {
+        "read_weights": pretrained,
+        "proof": proof,
+        "contract": _known_contract(experiment, checkpoint),
+    }
+    network = build(experiment.network, len(task.classes), **options)
     if experiment.tuning.batchnorm in CONVERSIONS:
         convert_norms(network.encoder, experiment.tuning.batchnorm)  # type: ignore[arg-type]
     return network
+
+
+def _known_contract(
+    experiment: Experiment, checkpoint: Mapping[str, Any] | None
+) -> bool | Mapping[str, Any] | None:
+    """The contract in a checkpoint, for weights from a file of the user; None: as the weights say."""
+    weights = str(experiment.network.weights)
+    if checkpoint is None or not experiment.network.contract or not weights.startswith(("file:", "hf:")):
+        return None
+    if "contract" not in checkpoint:  # from before version 0.2, which knew the contracts of artifacts alone
+        return None if weights.endswith(".safetensors") else False
+    return checkpoint["contract"] or False
 
 
 def prepare_data(experiment: Experiment) -> Data:

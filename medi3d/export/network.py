@@ -5,6 +5,7 @@ is not kept. Nothing of it is a pickle of code.
 """
 
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -168,6 +169,7 @@ def _write_torch(program: ExportedProgram, path: Path, licences: str) -> Run:
 
 
 def _write_onnx(program: ExportedProgram, path: Path, licences: str) -> Run:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would look up a host
     import onnxruntime
 
     exported = torch.onnx.export(program, dynamo=True, verbose=False)

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def create_encoder(
     in_channels: int = 1,
     profile: str = "mean",
     levels: int | None = None,
-    contract: bool = True,
+    contract: bool | Mapping[str, Any] = True,
     read_weights: bool = True,
     allow_inexact: bool = False,
     proof: bool = True,
@@ -60,7 +60,7 @@ def create_encoder(
         profile: depth profile, see `medi3d.inflation.kernels`.
         levels: use the first so many maps only; None: all.
         contract: take data in [-1, 1] to what the weights expect (`medi3d.models.contract`); False
-            leaves that to you.
+            leaves that to you; what `Normaliser.to_dict` gave takes it to that.
         read_weights: False builds the network for these weights, but leaves them unread.
         allow_inexact: return a network that failed its proof, with the report.
         proof: False leaves the proof out, for a network and a plan that are proven elsewhere.
@@ -83,18 +83,21 @@ def create_encoder(
             weights=weights,
             in_channels=in_channels,
             levels=levels,
-            contract=contract,
+            contract=bool(contract),
             read_weights=read_weights,
         )
     net2d = _source_network(source, weights, levels, read_weights)
-    row = _row(weights, read_weights)
+    known = contract if isinstance(contract, Mapping) else None
+    row = None if known and not read_weights else _row(weights, read_weights)
     if row is not None and read_weights:
         find_weights(row)  # told now if it is missing: 3D weights are read after the proof
     report: LoadReport | None = None
     if row is not None and row.dimensions == 2 and read_weights:
         report = load_weights(net2d, row, whole=_whole(source), keep_stem=True)
-    expected, note = contract_of(source, weights, row) if contract else (None, "")
+    expected, note = contract_of(source, weights, row) if contract and not known else (None, "")
     normaliser = Normaliser(expected, in_channels) if expected else None
+    if known:
+        normaliser = Normaliser.from_dict(known, in_channels)
     inside = in_channels if normaliser is None else normaliser.channels
     if edit is not None:
         edit(net2d)

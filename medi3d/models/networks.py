@@ -5,7 +5,7 @@ create_segmenter   encoder + U-Net decoder  ->  logits (B, classes, D, H, W), an
 create_classifier  encoder + linear head    ->  logits (B, classes), or a video network by name
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,12 +92,14 @@ def build_network(
     *,
     read_weights: bool = True,
     proof: bool = True,
+    contract: bool | Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The network of a config: a segmenter for task "segmentation", a classifier for "classification".
 
     With `read_weights=False` it is the network for a checkpoint that holds them: the same in every
     way, the input contract of its weights included, but their file is not read. `proof=False` also leaves
-    out the proof of exactness, which would prove the random weights that the checkpoint replaces.
+    out the proof of exactness, which would prove the random weights that the checkpoint replaces. `contract`
+    is what the checkpoint says of its input, in place of what the weights say.
 
     Raises:
         ConfigError: another task.
@@ -111,6 +113,8 @@ def build_network(
             settings.source, num_classes=num_classes, dropout=settings.dropout, **options
         )
     rest_seed = int(torch.randint(2**62, ()))
+    if contract is not None:
+        options["contract"] = contract
     encoder = create_encoder(settings.source, **options, proof=proof)
     torch.manual_seed(rest_seed)  # decoder and head start the same, whatever filled the encoder
     if task == "classification":

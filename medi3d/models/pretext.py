@@ -22,18 +22,19 @@ class NoView(nn.Module):
         return volume.new_zeros(volume.shape[0], self.channels, *volume.shape[2:])
 
 
-def pretext_network(
-    settings: NetworkSettings, outputs: int, *, read_weights: bool = True, proof: bool = True
-) -> nn.Module:
+def pretext_network(settings: NetworkSettings, outputs: int, **options: Any) -> nn.Module:
     """Encoder and a decoder without a view of the input: `(B, C, D, H, W)` -> `(B, outputs, D, H, W)`.
+
+    Args:
+        settings: the network.
+        outputs: channels of the answer.
+        options: `read_weights`, `proof` and `contract` of `build_network`.
 
     Raises:
         ConfigError: the encoder cannot be kept as an artifact.
     """
     # A segmenter has two classes at least; its heads are replaced anyway.
-    network: Any = build_network(
-        settings, "segmentation", max(2, outputs), read_weights=read_weights, proof=proof
-    )
+    network: Any = build_network(settings, "segmentation", max(2, outputs), **options)
     if not isinstance(network.encoder, Inflated):
         raise ConfigError(
             f"network.source is {settings.source!r}: it is 3D from the start, and pretraining keeps inflated "

@@ -17,7 +17,7 @@ from medi3d.engine import distributed
 from medi3d.engine.inference import Inferer, Network, mirrored, placed, predict, predict_labels, slabs_of
 from medi3d.engine.precision import Precision, evaluating
 from medi3d.engine.settings import PredictionSettings
-from medi3d.engine.state import load_network
+from medi3d.engine.state import fill_network, read_checkpoint
 from medi3d.engine.task import Task
 from medi3d.errors import ConfigError, DataError
 from medi3d.experiment.run import Run, plan_file
@@ -65,8 +65,9 @@ class Predictor:
             WeightsError: the run has no complete checkpoint, or it is of another network.
         """
         task = make_task(run.experiment)
-        network = make_network(run.experiment, task, pretrained=False, proof=False)
-        load_network(run.best, network)
+        content = read_checkpoint(run.best)
+        network = make_network(run.experiment, task, pretrained=False, proof=False, checkpoint=content)
+        fill_network(network, content, run.best)
         largest = read_largest((decided or run).largest)
         plan = plan_file(run.experiment)
         weights = file_sha256(run.best) + (file_sha256(plan) if plan else "")

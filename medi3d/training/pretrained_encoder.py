@@ -14,7 +14,7 @@ from medi3d.datasets.sampling.stream import collate, seeded
 from medi3d.engine import distributed
 from medi3d.engine.log import log
 from medi3d.engine.precision import Precision
-from medi3d.engine.state import load_network
+from medi3d.engine.state import fill_network, read_checkpoint
 from medi3d.errors import DataError, WeightsError
 from medi3d.experiment.pretext_samples import PretextSamples
 from medi3d.experiment.run import Run
@@ -46,8 +46,9 @@ def keep_encoder(run: Run) -> dict[str, Any]:
     """
     experiment: Any = run.experiment
     task = make_task(experiment)
-    network: Any = make_network(experiment, task, pretrained=False)
-    facts = load_network(run.best, network)
+    content = read_checkpoint(run.best)
+    network: Any = make_network(experiment, task, pretrained=False, checkpoint=content)
+    facts = fill_network(network, content, run.best)
     precision = Precision.choose(experiment.training.precision, distributed.local_device())
     precision.place_network(network).eval()
     samples = PretextSamples(experiment)

@@ -19,7 +19,7 @@ from medi3d.engine.handlers import (
 )
 from medi3d.engine.log import log, shown_log
 from medi3d.engine.precision import Precision
-from medi3d.engine.state import TrainingState
+from medi3d.engine.state import TrainingState, read_checkpoint
 from medi3d.engine.task import Task
 from medi3d.engine.trainer import build_evaluator, build_trainer
 from medi3d.errors import ConfigError
@@ -91,7 +91,8 @@ def _train(run: Run, device: torch.device, split: str) -> dict[str, Any]:
         # Cases that are scored must be unseen; those that choose the checkpoint need not be.
         check_unseen(experiment, cases_of(run.volumes, split))
     precision, tuning = Precision.choose(settings.precision, device), experiment.tuning
-    network = make_network(experiment, task)
+    known = read_checkpoint(run.last) if run.last.is_file() else None
+    network = make_network(experiment, task, checkpoint=known)
     frozen = tune(experiment, network, frozen_parts(network, experiment.strategy))
     if settings.checkpoint_activations:
         checkpoint_activations(network)
