@@ -203,9 +203,8 @@ def place(listing: Path, file: str) -> Path:
 
 def _stem(path: Path, several: bool) -> str:
     suffix = suffix_of(path)
-    stem = (
-        path.name[: len(path.name) - len(suffix)] if suffix in VOLUMES + DICOM else path.name
-    )  # 1.2.840 has none
+    known = suffix in VOLUMES + DICOM  # 1.2.840 has none
+    stem = path.name[: len(path.name) - len(suffix)] if known else path.name
     return re.sub(r"_\d{4}$", "", stem) if several else stem
 
 
