@@ -88,15 +88,15 @@ def plot_overlay(
         axes.imshow(shown, cmap="gray", aspect=across[0] / across[1], interpolation="nearest")
         for mask, colour in ((truth, REFERENCE), (guess, PREDICTION)):
             for value in np.unique(mask[mask > 0]):
-                _outline(axes, mask == value, colour)
+                outline(axes, mask == value, colour)
         axes.set(title=f"{name}, slice {centre[axis]}", xticks=[], yticks=[])
     save_figure(figure, path)
 
 
-def _outline(axes: Axes, mask: np.ndarray, colour: str) -> None:
-    """Closed at the picture's border, and of a mask one pixel wide, too."""
+def outline(axes: Axes, mask: np.ndarray, colour: str, width: float = 1.2) -> None:
+    """The contour of a mask `(rows, columns)`: closed at the picture's border, and one pixel wide too."""
     rows, columns = (np.arange(-1, size + 1) for size in mask.shape)
-    axes.contour(columns, rows, np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=1.2)
+    axes.contour(columns, rows, np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=width)
 
 
 @expendable
