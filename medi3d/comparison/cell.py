@@ -2,12 +2,14 @@
 
 import csv
 import json
+import math
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medi3d.comparison.grid import Cell
+from medi3d.engine.metrics import mean_of_present
 from medi3d.errors import Medi3dError
 from medi3d.evaluation.evaluate import summary
 from medi3d.files import read_table, written_aside
@@ -33,11 +35,16 @@ class Result:
     cases: list[dict[str, Any]]
 
     def scores(self, key: str) -> dict[str, float]:
-        """Case -> its score in column `key`, averaged over its labels."""
+        """Case -> its score in column `key`, averaged over its labels.
+
+        A label that is neither in truth nor prediction leaves the average. Where none is left, all is right:
+        the case scores 1, so that pairs of runs have the same cases and false findings count.
+        """
         found: dict[str, list[float]] = {}
         for row in self.cases:
             found.setdefault(row["case"], []).append(row[key])
-        return {case: sum(values) / len(values) for case, values in found.items()}
+        means = {case: mean_of_present(values) for case, values in found.items()}
+        return {case: 1.0 if math.isnan(mean) else mean for case, mean in means.items()}
 
 
 def is_complete(cell: Cell, cells: Path) -> bool:

@@ -22,7 +22,7 @@ from medi3d.experiment.tasks import make_network, make_task
 from medi3d.models.norms import batch_norms
 from medi3d.prediction.predictor import Predictor
 from medi3d.reports.filters import first_kernel
-from medi3d.reports.plots import PREDICTION, REFERENCE, draw_confusion, plain, save_figure
+from medi3d.reports.plots import PREDICTION, REFERENCE, draw_confusion, outline, plain, save_figure
 
 FILTERS = 12
 
@@ -96,7 +96,7 @@ def _draw_case(axes: Axes, trained: Trained, case: Case) -> None:
     axes.imshow(sample["image"][0, number].numpy(), cmap="gray", aspect=spacing[1] / spacing[2])
     for mask, colour in ((label[number], REFERENCE), (pred[number], PREDICTION)):
         for value in np.unique(mask[mask > 0]):
-            axes.contour(mask == value, levels=[0.5], colors=colour, linewidths=1.4)
+            outline(axes, mask == value, colour, 1.4)
     axes.set(xticks=[], yticks=[])
 
 

@@ -126,7 +126,7 @@ class Results:
         return Finding(
             point=points[0],
             reference=references[0],
-            effect=paired_effect(by_unit(arm - other, units)),
+            effect=paired_effect(by_unit(arm - other, units), most=1.0),
             arm_score=float(arm.mean()),
             reference_score=float(other.mean()),
             seed_spread=float(other.mean(axis=1).std(ddof=1)) if len(seeds) > 1 else math.nan,

@@ -4,6 +4,7 @@ Each handler is attached to a trainer of `medi3d.engine.trainer`. `Validation` c
 `TrainingEvents.VALIDATED`, on which the others act, in the order in which they were attached.
 """
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,8 @@ class Checkpoints:
 
     def _save(self, trainer: Workflow) -> None:
         score = trainer.state.metrics[self.score]
+        if math.isnan(score):  # no label in any case, in truth or prediction: nothing to choose by
+            score = -math.inf
         if score >= self.state.best:  # of equal scores the later one, whose learning rate was lower
             self.state.best = score
             self.state.save_network(self.best, score)

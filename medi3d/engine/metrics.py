@@ -1,19 +1,20 @@
 """Scores of a prediction: Dice, Hausdorff distance and surface Dice per label in mm, and top-k accuracy.
 
-MONAI computes the numbers; this module defines them where a label is missing, so that no case
-silently drops out of a mean:
+MONAI computes the numbers; this module defines them where a label is missing. NaN leaves the means (see
+`mean_row`), which are reported with their number of cases:
 
 ===================================  ======  =======================  ============
 label is in                          Dice    HD95 (mm)                surface Dice
 ===================================  ======  =======================  ============
 both                                 as defined
-neither                              1       0                        1
+neither                              NaN     NaN                      NaN
 only one of prediction, reference    0       diagonal of the volume   0
 ===================================  ======  =======================  ============
 """
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
@@ -37,7 +38,7 @@ def _masks(label: Tensor, count: int) -> Tensor:
 
 
 def dice_scores(pred: Tensor, label: Tensor, labels: Sequence[str]) -> Row:
-    """Dice per label of one case, under `dice_NAME`; 1 where the label is in neither map.
+    """Dice per label of one case, under `dice_NAME`; NaN where the label is in neither map.
 
     Args:
         pred: label map `(D, H, W)` with the values 0 .. len(labels).
@@ -49,13 +50,17 @@ def dice_scores(pred: Tensor, label: Tensor, labels: Sequence[str]) -> Row:
     scores = compute_dice(
         _masks(pred, count), _masks(label, count), include_background=True, ignore_empty=False
     )
-    return {f"dice_{name}": float(score) for name, score in zip(labels, scores[0], strict=True)}
+    present = set(pred.unique().tolist()) | set(label.unique().tolist())
+    return {
+        f"dice_{name}": float(score) if number in present else math.nan
+        for number, (name, score) in enumerate(zip(labels, scores[0], strict=True), start=1)
+    }
 
 
 def surface_scores(
     pred: Tensor, label: Tensor, labels: Sequence[str], spacing: Sequence[float], tolerance: float
 ) -> Row:
-    """HD95 in mm (`hd95_NAME`) and surface Dice (`surface_dice_NAME`) per label of one case.
+    """HD95 in mm (`hd95_NAME`) and surface Dice (`surface_dice_NAME`) per label of one case; NaN as Dice.
 
     Args:
         pred: label map `(D, H, W)`.
@@ -73,7 +78,7 @@ def surface_scores(
             distance, agreement = _surfaces(one, other, spacing, tolerance)
         else:
             both_empty = not (one.any() or other.any())
-            distance, agreement = (0.0, 1.0) if both_empty else (diagonal, 0.0)
+            distance, agreement = (math.nan, math.nan) if both_empty else (diagonal, 0.0)
         row |= {f"hd95_{name}": distance, f"surface_dice_{name}": agreement}
     return row
 
@@ -105,6 +110,19 @@ def top_k(logits: Tensor, label: Tensor, ks: Sequence[int] = (1, 5)) -> list[Row
 
 
 def mean_row(rows: Sequence[Mapping[str, float]]) -> Row:
-    """Mean of each numeric column over the cases."""
+    """Mean of each column over the cases in which it is not NaN; NaN where it is in all.
+
+    A text column is left out. A loss is never left out: where one is NaN, so is its mean.
+    """
     names = [name for name, value in rows[0].items() if isinstance(value, int | float)] if rows else []
-    return {name: sum(float(row[name]) for row in rows) / len(rows) for name in names}
+    columns = {name: [float(row[name]) for row in rows] for name in names}
+    return {
+        name: sum(values) / len(values) if name == "loss" else mean_of_present(values)
+        for name, values in columns.items()
+    }
+
+
+def mean_of_present(values: Iterable[float]) -> float:
+    """The mean of those that are not NaN; NaN where none is."""
+    present = [value for value in values if not math.isnan(value)]
+    return sum(present) / len(present) if present else math.nan

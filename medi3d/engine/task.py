@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from medi3d.axes import Triple
 from medi3d.engine.inference import Inferer, SlidingWindow, single_forward
-from medi3d.engine.metrics import Row, dice_scores, top_k
+from medi3d.engine.metrics import Row, dice_scores, mean_of_present, top_k
 from medi3d.engine.precision import Precision
 
 Logits = Tensor | Sequence[Tensor]
@@ -67,7 +67,7 @@ def segmentation(
 
     def metrics(pred: Tensor, target: Tensor) -> list[Row]:
         rows = [dice_scores(p, t[0], names) for p, t in zip(pred, target, strict=True)]
-        return [{"dice": sum(row.values()) / len(row), **row} for row in rows]
+        return [{"dice": mean_of_present(row.values()), **row} for row in rows]
 
     return Task(
         name="segmentation",

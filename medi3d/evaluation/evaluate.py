@@ -1,5 +1,6 @@
 """Scores of a run's best network, case by case, on the grids of the scans."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from medi3d.datasets.images.geometry import spacing_dhw
 from medi3d.datasets.images.preprocessing import load_image, to_array
 from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.engine.log import console, log
-from medi3d.engine.metrics import Row, dice_scores, surface_scores, top_k
+from medi3d.engine.metrics import Row, dice_scores, mean_of_present, surface_scores, top_k
 from medi3d.engine.precision import evaluating
 from medi3d.errors import ConfigError, DataError, WeightsError
 from medi3d.experiment.run import Run
@@ -31,7 +32,7 @@ from medi3d.files import write_table
 from medi3d.prediction.postprocessing import decide, keep_largest, write_largest
 from medi3d.prediction.predictor import Predictor, load_members, segment
 from medi3d.reports.filters import first_kernel, plot_filters_over_time
-from medi3d.reports.plots import plot_confusion, plot_overlay
+from medi3d.reports.plots import expendable, plot_confusion, plot_overlay
 from medi3d.reports.run_report import write_report
 
 T = TypeVar("T")
@@ -65,9 +66,10 @@ def run_evaluation(run: Run, split: str = "validation") -> list[Row]:
     rows = score(run, split)
     write_table(run.cases(split), rows)
     means = summary(rows)
-    table = [{"label": label, **numbers} for label, numbers in means.items()]
+    table = [{"label": label, "n": count(rows, label), **numbers} for label, numbers in means.items()]
     report = write_report(run, {f"Mean over the {split} cases": table, "Cases": rows})
-    log.info(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in means["mean"].items()))
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in means["mean"].items())
+    log.info(f"{split}: {scores} (n {count(rows)})")
     log.info(f"report: {report}")
     return rows
 
@@ -109,6 +111,7 @@ SCORERS: dict[str, Callable[[Run, str], list[Row]]] = {
 """Word under `task` in a config -> what scores the cases of a split."""
 
 
+@expendable
 def _draw_filters(run: Run, predictor: Predictor) -> None:
     try:
         before = make_network(run.experiment, make_task(run.experiment))
@@ -184,7 +187,10 @@ def score_case(predictors: Sequence[Predictor], case: Case) -> list[Row]:
 
 
 def summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Mean of each metric over the cases: by label, and over all labels under "mean"."""
+    """Mean of each metric over the cases: by label, and over all labels under "mean".
+
+    A label that is in neither truth nor prediction of a case leaves both means.
+    """
     labels = list(dict.fromkeys(row["label"] for row in rows))
     table = {label: _means([row for row in rows if row["label"] == label]) for label in labels}
     return {**table, "mean": _means(rows)}
@@ -192,13 +198,20 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 def _means(rows: Sequence[Row]) -> dict[str, float]:
     present = [metric for metric in METRICS if metric in rows[0]]
-    return {metric: sum(row[metric] for row in rows) / len(rows) for metric in present}
+    return {metric: mean_of_present(row[metric] for row in rows) for metric in present}
 
 
+def count(rows: Sequence[Row], label: str = "mean") -> int:
+    """How many numbers are in a mean of `summary`: cases of a label, or of all together."""
+    metric = next(metric for metric in METRICS if metric in rows[0])
+    return sum(label in (row["label"], "mean") and not math.isnan(row[metric]) for row in rows)
+
+
+@expendable
 def _draw_overlays(predictor: Predictor, cases: Sequence[Case], rows: Sequence[Row], folder: Path) -> None:
     """Overlays of the worst, median and best case, in the network's orientation."""
     dice = {case.name: _means([row for row in rows if row["case"] == case.name])["dice"] for case in cases}
-    ordered = sorted(cases, key=lambda case: dice[case.name])
+    ordered = sorted(cases, key=lambda case: np.nan_to_num(dice[case.name]))
     shown = {"worst": ordered[0], "middle": ordered[len(ordered) // 2], "best": ordered[-1]}
     for word, case in shown.items():
         sample = load_case(case, predictor.volumes)

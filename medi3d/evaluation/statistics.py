@@ -47,7 +47,7 @@ class Effect:
         return "worse" if self.high < 0 else "no difference seen"
 
 
-def paired_effect(differences: np.ndarray, seed: int = 0) -> Effect:
+def paired_effect(differences: np.ndarray, seed: int = 0, *, most: float = math.inf) -> Effect:
     """The effect in `differences` `(seeds, cases)`, arm minus reference on the same case and seed.
 
     The interval is a bootstrap over seeds and, independently, over cases (Owen, "The pigeonhole
@@ -59,6 +59,7 @@ def paired_effect(differences: np.ndarray, seed: int = 0) -> Effect:
     Args:
         differences: one number per seed and case, none missing.
         seed: of the bootstrap.
+        most: no true difference is larger, of scores from 0 to 1 it is 1; the interval ends there.
     """
     error, freedom = _standard_error(differences)
     mean, (seeds, cases) = float(differences.mean()), differences.shape
@@ -73,8 +74,8 @@ def paired_effect(differences: np.ndarray, seed: int = 0) -> Effect:
     by_seed = differences.mean(axis=1)
     return Effect(
         mean=mean,
-        low=float(low),
-        high=float(high),
+        low=max(float(low), -most),
+        high=min(float(high), most),
         p_value=signed_rank(differences.mean(axis=0)),
         seed_deviation=float(by_seed.std(ddof=1)) if seeds > 1 else math.nan,
         detectable=width + float(stats.t.ppf(POWER, freedom)) * error,
@@ -84,13 +85,18 @@ def paired_effect(differences: np.ndarray, seed: int = 0) -> Effect:
 
 
 def mean_interval(
-    values: Sequence[float], groups: Sequence[str], seed: int = 0
+    values: Sequence[float],
+    groups: Sequence[str],
+    seed: int = 0,
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float, float, float]:
     """Mean of `values`, one for each case, and its 95 % interval; cases of one group (subject) stay together.
 
     Percentiles of a bootstrap over groups, stretched about the mean by what a bootstrap of few is too
     narrow by: Student's t, and n - 1 (Hesterberg, Am. Stat. 69, 2015, "expanded percentile interval").
-    With one group both ends are NaN.
+    With one group both ends are NaN. What is stretched beyond `bounds`, within which all values lie, is cut
+    off: the mean cannot be there.
     """
     names = sorted(set(groups))
     place = [names.index(group) for group in groups]
@@ -102,7 +108,7 @@ def mean_interval(
     tail = (1 - LEVEL) / 2
     stretch = stats.t.ppf(1 - tail, n - 1) / stats.norm.ppf(1 - tail) * (n / (n - 1)) ** 0.5
     low, high = mean + (np.quantile(drawn @ sums / (drawn @ counts), [tail, 1 - tail]) - mean) * stretch
-    return mean, float(low), float(high)
+    return mean, max(float(low), bounds[0]), min(float(high), bounds[1])
 
 
 def _standard_error(differences: np.ndarray) -> tuple[float, float]:
@@ -177,6 +183,8 @@ def budget_to_reach(
     """
     before = None
     for row in curve:
+        if math.isnan(row[score]):
+            continue
         if row[score] >= target:
             if before is None:
                 return row[unit]

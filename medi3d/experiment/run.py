@@ -18,6 +18,9 @@ from medi3d.files import writing, written_aside
 CONFIG, ENVIRONMENT, REPORT, PLOTS = "config.yaml", "environment.json", "report.html", "plots"
 LARGEST = "postprocessing.json"
 
+PLACES = ("root", "cache", "flow_cache")
+"""Keys of `data` that are folders or files."""
+
 WITHOUT_EFFECT = ("training.workers", "training.cache_gb", "training.checkpoint_activations")
 """Keys that a resumed run may change, since they do not affect the result."""
 
@@ -169,7 +172,7 @@ class Run:
             )
         defaults = OmegaConf.to_container(OmegaConf.structured(type(self.experiment)))  # of younger keys
         there = OmegaConf.merge(defaults, OmegaConf.load(self.config))
-        different = _differences(OmegaConf.to_container(there), _as_container(self.experiment))
+        different = _differences(_absolute(OmegaConf.to_container(there)), _as_container(self.experiment))
         for key in (*WITHOUT_EFFECT, *ignored):
             different.pop(key, None)
         plan = plan_file(self.experiment)
@@ -237,4 +240,13 @@ def _differences(one: Any, other: Any, key: str = "") -> dict[str, tuple[Any, An
 
 
 def _as_container(experiment: Experiment) -> Any:
-    return OmegaConf.to_container(OmegaConf.structured(experiment), resolve=True)
+    return _absolute(OmegaConf.to_container(OmegaConf.structured(experiment), resolve=True))
+
+
+def _absolute(config: Any) -> Any:
+    """Folders of data by their whole path, so that a run can be evaluated from any folder."""
+    data = config["data"]
+    for key in set(PLACES) & set(data):
+        if data[key]:
+            data[key] = str(Path(data[key]).absolute())
+    return config

@@ -31,7 +31,7 @@ from medi3d.datasets.sampling.stream import (
     validation_loader,
 )
 from medi3d.engine import distributed
-from medi3d.engine.log import console
+from medi3d.engine.log import console, log
 from medi3d.engine.settings import TrainingSettings
 from medi3d.errors import DataError
 from medi3d.experiment.settings import (
@@ -69,7 +69,7 @@ class Data:
     def validation_batches(self, settings: TrainingSettings) -> DataLoader:
         """The validation cases of this process, one per batch."""
         if not self.validation:
-            raise DataError("no validation case: set data.validation, or name a split in the list of cases")
+            raise DataError("no validation case: set data.validation=1, or name a split in the list of cases")
         mine = self.validation[distributed.rank() :: distributed.ranks()]
         load = self._remembering(mine, settings)
         return validation_loader(mine, lambda item: self.whole(load(item)))
@@ -88,6 +88,8 @@ def volume_data(experiment: SegmentationExperiment) -> Data:
     """The samples of a segmentation: patches to train on, whole cases to validate on."""
     settings = experiment.data
     training, validation = split_volumes(settings)
+    if validation == training:
+        log.warning("data.validation is 0: validated on the training cases, scores only tell the fit")
     augment = build_augmentation(experiment.augmentation, settings.swaps)
 
     def change(sample: Sample) -> Sample:

@@ -162,7 +162,7 @@ def _metadata(experiment: SegmentationExperiment, checkpoint: dict[str, Any]) ->
     shared = {"type": "image", "dtype": "float32", "spatial_shape": list(window), "is_patch_data": True}
     image = {
         "format": "hounsfield" if data.modality == "CT" else "magnitude",
-        "modality": data.modality,
+        "modality": ", ".join(dict.fromkeys(c.modality for c in data.by_channel)) or data.modality,
         "num_channels": data.channels,
         "value_range": [-1, 1],
         "channel_def": {str(number): "image" for number in range(data.channels)},

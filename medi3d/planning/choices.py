@@ -1,7 +1,7 @@
 """From a cohort's fingerprint to a config: every choice with its reason, each only where none was given.
 
 What is chosen follows nnU-Net's heuristics in spirit (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z):
-spacing from the median, intensities from the labelled voxels. The patch is found by `patch_size`.
+spacing from the median. Intensities are chosen by `modality`, the patch is found by `patch_size`.
 """
 
 import re
@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from medi3d.errors import ConfigError
 from medi3d.planning.fingerprint import Fingerprint
 
 THICK = 3.0
@@ -41,17 +40,14 @@ class Choice:
 
 
 def plan_data(fingerprint: Fingerprint, given: Mapping[str, Any], labels: Sequence[str]) -> list[Choice]:
-    """Choices for the keys of `data`, `augmentation` and `network` that are not given (patch apart).
+    """Choices of grid and symmetry where they are not given (intensities: `plan_channels`; patch apart).
 
     Args:
         fingerprint: of the cohort.
         given: dotted keys of the config -> values; what is in it is left as it is.
         labels: names of the labels.
-
-    Raises:
-        ConfigError: the modality is neither given nor clear from the intensities.
     """
-    choices = [_modality(fingerprint, given), *_intensities(fingerprint, given), *_grid(fingerprint, given)]
+    choices = _grid(fingerprint, given)
     pairs = symmetric_pairs(labels)
     if pairs:
         names = ", ".join(" / ".join(pair) for pair in pairs)
@@ -60,26 +56,6 @@ def plan_data(fingerprint: Fingerprint, given: Mapping[str, Any], labels: Sequen
             Choice("augmentation.flip_axes", ["left-right"], "left and right labels change places with it")
         )
     return [choice for choice in choices if choice.key not in given]
-
-
-def _modality(fingerprint: Fingerprint, given: Mapping[str, Any]) -> Choice:
-    lows = [case.intensities[0]["low"] for case in fingerprint.cases]
-    known = given.get("data.modality") or fingerprint.modality
-    if known is None:
-        raise ConfigError(
-            f"data.modality: not given, and not clear from the images (lowest values {min(lows):g} to "
-            f"{max(lows):g}); add data.modality=CT or data.modality=MR"
-        )
-    return Choice("data.modality", known, f"lowest values are {min(lows):g} to {max(lows):g}")
-
-
-def _intensities(fingerprint: Fingerprint, given: Mapping[str, Any]) -> list[Choice]:
-    if _modality(fingerprint, given).value == "MR":
-        why = "MR has no unit: each case by its own percentiles"
-        return [Choice("data.normalisation", {"method": "percentile"}, why)]
-    low, high = (round(value) for value in fingerprint.percentiles(0.5, 99.5))
-    how = {"method": "window", "window": [float(low), float(max(high, low + 1))]}
-    return [Choice("data.normalisation", how, "0.5 and 99.5 percentile of labelled voxels, all cases, HU")]
 
 
 def _grid(fingerprint: Fingerprint, given: Mapping[str, Any]) -> list[Choice]:

@@ -15,8 +15,14 @@ from medi3d.datasets.cohorts.cases import load_label
 from medi3d.datasets.cohorts.cohort import Case
 from medi3d.datasets.images.files import read_channels
 from medi3d.datasets.images.geometry import grid_difference, spacing_dhw
-from medi3d.datasets.images.preprocessing import check_finite, constant, to_array
-from medi3d.datasets.images.settings import VolumeSettings
+from medi3d.datasets.images.preprocessing import (
+    constant,
+    constant_background,
+    intensity_range,
+    to_array,
+    without_nan,
+)
+from medi3d.datasets.images.settings import Normalisation, VolumeSettings
 from medi3d.errors import DataError, Medi3dError
 from medi3d.processes import process_pool
 
@@ -36,8 +42,10 @@ class CaseFacts:
         shape: (depth, height, width) in voxels.
         spacing: (depth, height, width) in mm.
         orientation: of the file, as DICOM names axes, such as LPS.
-        digest: of the voxels of the first channel; two cases with one digest are one image.
-        intensities: by channel, low, high, mean and deviation of the whole image.
+        digest: of the voxels; two cases with one digest are one image.
+        intensities: by channel, low, high, mean and deviation of the whole image; "background", the share of
+            voxels with one value where that is more than half (or NaN), else 0; and "clipped", the share of
+            labelled voxels beyond the 0.5 and 99.5 percentile of what is not background.
         samples: by channel, intensities of some labelled voxels; of any where nothing is labelled.
         millilitres: label -> volume.
         pieces: label -> connected pieces (voxels that touch at a face, edge or corner).
@@ -61,7 +69,7 @@ def examine_case(case: Case, settings: VolumeSettings) -> CaseFacts:
 
     Args:
         case: The case.
-        settings: Its `labels`, `channels` and `empty_labels` are used.
+        settings: What of it says how files are read.
 
     Raises:
         DataError: The case is damaged or does not fit the settings; see `load_image` and `load_label`.
@@ -71,18 +79,23 @@ def examine_case(case: Case, settings: VolumeSettings) -> CaseFacts:
         raise DataError(
             f"{case.images[0]}: {len(files)} channels where the config says channels: {settings.channels}"
         )
-    first = files[0][1]
+    first, arrays, fills = files[0][1], [], []
     for path, channel in files:
-        check_finite(sitk.Cast(channel, sitk.sitkFloat32), path)  # as training reads it
         if difference := grid_difference(channel, first):
             raise DataError(f"{path}: not on the grid of {files[0][0]}: {difference}")
-    arrays = [to_array(sitk.DICOMOrient(channel, "LPS")) for _, channel in files]
-    for (path, _), array in zip(files, arrays, strict=True):
-        if array.min() == array.max():
-            raise DataError(f"{path}: {constant(array)}")
+        channel.CopyInformation(first)
+        as_read, fill = without_nan(sitk.Cast(channel, sitk.sitkFloat32), settings, path)
+        array = to_array(sitk.DICOMOrient(channel if fill is None else as_read, "LPS"))
+        if array.min() == array.max() and settings.missing_channels == "refuse":
+            raise DataError(f"{path}: {constant(array, settings.channels)}")
+        arrays.append(array)
+        fills.append(fill)
+    if all(array.min() == array.max() for array in arrays):
+        raise DataError(f"{case.images[0]}: no channel of this case has contrast; at least one must")
     oriented = sitk.DICOMOrient(first, "LPS")
     labels = _labels(case, settings, first)
     inside = labels > 0 if labels is not None and labels.any() else np.ones(arrays[0].shape, bool)
+    marked = labels is not None and bool(labels.any())
     depth, height, width = arrays[0].shape
     spacing = spacing_dhw(oriented)
     return CaseFacts(
@@ -90,8 +103,10 @@ def examine_case(case: Case, settings: VolumeSettings) -> CaseFacts:
         shape=(depth, height, width),
         spacing=spacing,
         orientation=sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(first.GetDirection()),
-        digest=hashlib.blake2b(np.ascontiguousarray(arrays[0]).tobytes(), digest_size=8).hexdigest(),
-        intensities=[_intensities(array) for array in arrays],
+        digest=_digest(arrays),
+        intensities=[
+            _intensities(*pair, inside if marked else None) for pair in zip(arrays, fills, strict=True)
+        ],
         samples=[_some(array[inside]).tolist() for array in arrays],
         **_label_facts(labels, settings, float(np.prod(spacing)) / 1000),
     )
@@ -103,13 +118,31 @@ def _labels(case: Case, settings: VolumeSettings, image: sitk.Image) -> np.ndarr
     return to_array(sitk.DICOMOrient(load_label(case, settings, image), "LPS"))
 
 
-def _intensities(array: np.ndarray) -> dict[str, float]:
-    return {
+def _digest(arrays: Sequence[np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _intensities(array: np.ndarray, fill: float | None, labelled: np.ndarray | None) -> dict[str, float]:
+    facts = {
         "low": float(array.min()),
         "high": float(array.max()),
         "mean": float(array.mean(dtype=np.float64)),
         "deviation": float(array.std(dtype=np.float64)),
+        "background": 0.0,
+        "clipped": 0.0,
     }
+    if facts["low"] == facts["high"]:
+        return facts
+    value = constant_background(array) if fill is None else fill
+    if value is not None:
+        facts["background"] = float((array == value).mean())
+    if labelled is not None:
+        low, high = intensity_range(array, Normalisation(background="ignored"), fill)
+        facts["clipped"] = float(((array[labelled] < low) | (array[labelled] > high)).mean())
+    return facts
 
 
 def _some(values: np.ndarray) -> np.ndarray:
@@ -155,17 +188,25 @@ class Fingerprint:
         sides = zip(*(case.spacing for case in self.cases), strict=True)
         return max(max(along) / min(along) for along in sides)
 
-    @property
-    def modality(self) -> str | None:
+    def of_channel(self, channel: int) -> list[dict[str, float]]:
+        """Intensities of a channel in the cases that have it."""
+        facts = [case.intensities[channel] for case in self.cases]
+        return [one for one in facts if one["low"] < one["high"]]
+
+    def modality(self, channel: int = 0) -> str | None:
         """CT where most cases have air in HU, MR where none goes below zero, None where it is not clear."""
-        lows = [case.intensities[0]["low"] for case in self.cases]
-        if median(lows) <= AIR and median(case.intensities[0]["high"] for case in self.cases) > 0:
+        facts = self.of_channel(channel)
+        if not facts:
+            return None
+        lows = [one["low"] for one in facts]
+        if median(lows) <= AIR and median(one["high"] for one in facts) > 0:
             return "CT"
         return "MR" if min(lows) >= 0 else None
 
-    def percentiles(self, low: float, high: float) -> tuple[float, float]:
-        """Of the intensities of labelled voxels, all cases together, first channel."""
-        pooled = np.concatenate([case.samples[0] for case in self.cases])
+    def percentiles(self, low: float, high: float, channel: int = 0) -> tuple[float, float]:
+        """Of the intensities of labelled voxels, all cases that have the channel together."""
+        there = [c for c in self.cases if c.intensities[channel]["low"] < c.intensities[channel]["high"]]
+        pooled = np.concatenate([case.samples[channel] for case in there or self.cases])
         first, last = np.percentile(pooled, [low, high])
         return (float(first), float(last))
 

@@ -17,7 +17,7 @@ from medi3d.datasets.clips.clips import read_clip_list
 from medi3d.datasets.clips.flow import fill_cache as fill_flow
 from medi3d.datasets.clips.settings import ClipSettings
 from medi3d.datasets.cohorts.cache import fill_cache
-from medi3d.datasets.cohorts.cohort import Case, Cohort, read_cohort
+from medi3d.datasets.cohorts.cohort import Case, read_cohort
 from medi3d.datasets.cohorts.splits import without_tests
 from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.errors import ConfigError, DataError
@@ -26,8 +26,10 @@ from medi3d.experiment.settings import SegmentationExperiment
 from medi3d.files import written_aside
 from medi3d.inflation.plan import KernelPlan
 from medi3d.planning.choices import LITTLE, Choice, Kept, plan_data, spare_labels
+from medi3d.planning.early import add, early_problems, flat, plan_listed
 from medi3d.planning.fingerprint import Fingerprint, examine_cohort, gather
 from medi3d.planning.grid_loss import kept_by_grid
+from medi3d.planning.modality import beyond_window, plan_channels
 from medi3d.planning.patch_size import plan_patch
 
 
@@ -63,8 +65,12 @@ def run_prepare(
     given.setdefault("name", config.stem)
     folder = out or Path("prepared") / str(given.name)
     cohort = read_cohort(given.data.root)
-    listed = _listed(cohort, _flat(given))
-    _add(given, listed)
+    listed, problems = plan_listed(cohort, flat(given))
+    add(given, listed)
+    problems += early_problems(given, cohort)
+    if problems:
+        _show_problems(problems)
+        raise DataError(f"{len(problems)} problems, each named above; the first: {problems[0]}")
     cases = without_tests(cohort.cases)  # nothing is chosen by what a test set is like
     fingerprint = _examine(cases, _provisional(given), workers)
     _write(folder / "fingerprint.json", json.dumps(fingerprint.to_dict(), indent=2))
@@ -81,13 +87,19 @@ def run_prepare(
         with console.status("looking at what labels lose on the grid"):
             return kept_by_grid(cases, settings, workers)
 
-    experiment, choices = _choose(given, fingerprint, folder, memory_gb, kept_by)
+    intensities, remarks = plan_channels(fingerprint, flat(given), cohort.channels, int(given.data.channels))
+    _remark(remarks)
+    experiment, choices = _choose(given, fingerprint, intensities, folder, memory_gb, kept_by)
     choices = listed + choices
     rows = [{"key": c.key, "chosen": str(c.value), "because": c.why} for c in choices]
     print_rows("Chosen; give key=value to have it otherwise", rows)
     kept = kept_by(tuple(experiment.data.spacing)) if experiment.data.spacing else {}
     _show_kept(kept)
-    chosen = {"choices": [vars(choice) for choice in choices], "labels_kept_by_grid": kept}
+    chosen = {
+        "choices": [vars(choice) for choice in choices],
+        "remarks": remarks,
+        "labels_kept_by_grid": kept,
+    }
     _write(folder / "choices.json", json.dumps(chosen, indent=2))
     _fill(cases, experiment.data, workers)
     _write(folder / "config.yaml", OmegaConf.to_yaml(given))
@@ -128,23 +140,9 @@ def default_memory_gb() -> float:
     return min(8.0, psutil.virtual_memory().available / 2**31)
 
 
-def _listed(cohort: Cohort, given: dict[str, Any]) -> list[Choice]:
-    """What the cohort's own list says."""
-    labels = {name: value for name, value in cohort.labels.items() if value != 0}
-    named = any(key.startswith("data.labels") for key in given)
-    if not labels and not named:
-        raise ConfigError("data.labels: neither given nor in the cohort's list; add {name: value, ...}")
-    choices = [] if named else [Choice("data.labels", labels, "named by the cohort")]
-    if cohort.channels and "data.channels" not in given:
-        choices.append(Choice("data.channels", len(cohort.channels), f"{', '.join(cohort.channels)}"))
-        if "network.in_channels" not in given:
-            choices.append(Choice("network.in_channels", len(cohort.channels), "the cohort's channels"))
-    return choices
-
-
 def _provisional(given: DictConfig) -> VolumeSettings:
     """Enough to read cases by: neither modality nor normalisation matters yet."""
-    keys = ("labels", "channels", "empty_labels", "overlaps")
+    keys = ("labels", "channels", "empty_labels", "overlaps", "nan", "missing_channels")
     data = {key: given.data[key] for key in keys if key in given.data}
     return VolumeSettings(str(given.data.root), "MR", **OmegaConf.to_container(OmegaConf.create(data)))  # type: ignore[arg-type]
 
@@ -157,27 +155,32 @@ def _examine(cases: Sequence[Case], settings: VolumeSettings, workers: int) -> F
 def _choose(
     given: DictConfig,
     fingerprint: Fingerprint,
+    intensities: Sequence[Choice],
     folder: Path,
     memory_gb: float,
     kept_by: Callable[[tuple[float, ...]], Kept],
 ) -> tuple[SegmentationExperiment, list[Choice]]:
     """Fill `given` in; the experiment that it then describes, and what was chosen."""
     labels = [str(name) for name in given.data.labels]
-    choices = plan_data(fingerprint, _flat(given), labels)
+    choices = [*intensities, *plan_data(fingerprint, flat(given), labels)]
     choices = spare_labels(choices, fingerprint, lambda spacing: kept_by(tuple(spacing)))
-    choices = [choice for choice in choices if choice.key not in _flat(given)]
+    choices = [choice for choice in choices if choice.key not in flat(given)]
     plans = [choice for choice in choices if choice.key == "network.plan"]
     if plans:
         plan = KernelPlan.from_spacing(plans[0].value["from_spacing"])
         _write(folder / "plan.yaml", OmegaConf.to_yaml(OmegaConf.create(plan.to_dict())))
         choices[choices.index(plans[0])] = replace(plans[0], value=str(folder / "plan.yaml"))
     choices.append(Choice("data.cache", str(folder / "cache"), "cases are read and resampled once"))
-    _add(given, choices)
+    add(given, choices)
     experiment: Any = complete(given)
+    beyond = beyond_window(fingerprint, experiment.data)
+    if beyond:
+        _show_problems(beyond)
+        raise DataError(f"{len(beyond)} problems, each named above; the first: {beyond[0]}")
     if OmegaConf.select(given, "data.patch") is None:
         with console.status("running training steps, to find the largest patch that memory allows"):
             patch = plan_patch(experiment, fingerprint, memory_gb * 2**30)
-        _add(given, patch)
+        add(given, patch)
         choices += patch
         experiment = complete(given)
     return experiment, choices
@@ -194,10 +197,19 @@ def _watched(results: Iterable[Any], what: str, total: int) -> Iterable[Any]:
     return track(results, what, total=total, console=console, disable=not console.is_terminal)
 
 
+def _show_problems(problems: Sequence[str]) -> None:
+    for problem in problems:
+        console.print(problem, style="red", soft_wrap=True, highlight=False, markup=False)
+
+
+def _remark(remarks: Sequence[str]) -> None:
+    for remark in remarks:
+        console.print(remark, style="yellow", soft_wrap=True, highlight=False, markup=False)
+
+
 def _show(fingerprint: Fingerprint) -> None:
     """Each problem; lowest, middle and highest of everything else (each case is in fingerprint.json)."""
-    for problem in fingerprint.problems:
-        console.print(problem, style="red", soft_wrap=True, highlight=False, markup=False)
+    _show_problems(fingerprint.problems)
     cases = fingerprint.cases
     if not cases:
         return
@@ -239,22 +251,6 @@ def _show_kept(kept: Kept) -> None:
             soft_wrap=True,
             highlight=False,
         )
-
-
-def _flat(given: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, of sections and of what is in them."""
-    flat: dict[str, Any] = {}
-    for key, value in given.items():
-        path = prefix + str(key)
-        flat[path] = value
-        if isinstance(value, DictConfig):
-            flat |= _flat(value, path + ".")
-    return flat
-
-
-def _add(given: DictConfig, choices: list[Choice]) -> None:
-    for choice in choices:
-        OmegaConf.update(given, choice.key, choice.value, merge=False, force_add=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from medi3d.engine.metrics import Row
+from medi3d.engine.metrics import Row, mean_of_present
 from medi3d.errors import ConfigError
 from medi3d.files import writing, written_aside
 
@@ -38,7 +38,7 @@ def decide(rows: Sequence[Row]) -> list[str]:
     gains: dict[str, list[float]] = {}
     for row in rows:
         gains.setdefault(row["label"], []).append(row["dice_largest"] - row["dice"])
-    return [label for label, differences in gains.items() if np.nanmean(differences) > 0]
+    return [label for label, differences in gains.items() if mean_of_present(differences) > 0]
 
 
 def write_largest(path: Path, labels: Sequence[str]) -> None:

@@ -214,7 +214,7 @@ class _Batch:
 
 
 def _loads_alike(one: VolumeSettings, other: VolumeSettings) -> bool:
-    keys = ("modality", "channels", "spacing", "normalisation")
+    keys = ("modality", "channels", "spacing", "normalisation", "by_channel", "nan", "missing_channels")
     return all(getattr(one, key) == getattr(other, key) for key in keys)
 
 

@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medi3d.datasets.images.dicom_headers import claims_dicom, holds_dicom
-from medi3d.datasets.images.formats import ITK, NIFTI, is_series, place_of, suffix_of
+from medi3d.datasets.images.formats import MGH, PAIRS, is_series, place_of, suffix_of, volumes_among
 from medi3d.engine.log import log
 from medi3d.errors import ConfigError, DataError
 
 FORMATS = {"same": "", "nii": ".nii", "nii.gz": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "seg": ""}
 """Format -> suffix of a mask, "" for that of its scan; "seg" adds a DICOM SEG to that of a DICOM series."""
 
-MASK_SUFFIX = {".mhd": ".mha", ".nhdr": ".nrrd", "": ".nii.gz"}
+MASK_SUFFIX = {
+    ".mhd": ".mha",
+    ".nhdr": ".nrrd",
+    "": ".nii.gz",
+    **dict.fromkeys((*MGH, *PAIRS, *PAIRS.values()), ".nii.gz"),
+}
 """Suffix of a scan -> suffix of its mask, where they differ; a DICOM folder has none."""
 
 CHANNEL = re.compile(r"(.+)_\d{4}")
@@ -82,7 +87,7 @@ def refuse_scans_in(out: Path, scans: Sequence[Scan]) -> None:
 def _scans_in(folder: Path, out: Path) -> list[Path]:
     """Volumes and DICOM series in a folder and in those below it; not in `out`, where masks lie."""
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    volumes = [path for path in entries if path.is_file() and suffix_of(path) in NIFTI + ITK]
+    volumes = volumes_among(entries)
     slices = [path for path in entries if path not in volumes and claims_dicom(path)]
     if volumes and slices and holds_dicom(folder):  # a structure set beside volumes is no series
         raise DataError(

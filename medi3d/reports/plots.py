@@ -1,8 +1,10 @@
 """The pictures of a run: curves of a training, a case with reference and prediction, a confusion matrix."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -13,6 +15,8 @@ from medi3d.engine.metrics import Row
 from medi3d.errors import printable
 from medi3d.files import writing, written_aside
 
+P = ParamSpec("P")
+log = logging.getLogger(__name__)
 REFERENCE, PREDICTION = "#00c853", "#ff1744"
 
 
@@ -21,6 +25,21 @@ def plain(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
+def expendable(draw: Callable[P, None]) -> Callable[P, None]:
+    """A function that draws, so that its failure is a line in the log: no picture may cost a result."""
+
+    @wraps(draw)
+    def drawn(*arguments: P.args, **options: P.kwargs) -> None:
+        try:
+            draw(*arguments, **options)
+        except Exception as error:
+            line = " ".join(str(error).split())[:200]
+            log.warning("no picture (%s): %s: %s", draw.__name__.strip("_"), type(error).__name__, line)
+
+    return drawn
+
+
+@expendable
 def plot_curves(rows: Sequence[Row], score: str, path: Path) -> None:
     """Losses and scores over the steps. `rows` are those of `metrics.csv`; all `score*` columns are drawn."""
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -38,6 +57,7 @@ def plot_curves(rows: Sequence[Row], score: str, path: Path) -> None:
     save_figure(figure, path)
 
 
+@expendable
 def plot_overlay(
     image: np.ndarray,
     label: np.ndarray,
@@ -68,11 +88,18 @@ def plot_overlay(
         axes.imshow(shown, cmap="gray", aspect=across[0] / across[1], interpolation="nearest")
         for mask, colour in ((truth, REFERENCE), (guess, PREDICTION)):
             for value in np.unique(mask[mask > 0]):
-                axes.contour(mask == value, levels=[0.5], colors=colour, linewidths=1.2)
+                outline(axes, mask == value, colour)
         axes.set(title=f"{name}, slice {centre[axis]}", xticks=[], yticks=[])
     save_figure(figure, path)
 
 
+def outline(axes: Axes, mask: np.ndarray, colour: str, width: float = 1.2) -> None:
+    """The contour of a mask `(rows, columns)`: closed at the picture's border, and one pixel wide too."""
+    rows, columns = (np.arange(-1, size + 1) for size in mask.shape)
+    axes.contour(columns, rows, np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=width)
+
+
+@expendable
 def plot_confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str], path: Path) -> None:
     """A confusion matrix; `pairs` are (true, predicted)."""
     side = 3 + 0.35 * len(classes)
@@ -98,6 +125,7 @@ def draw_confusion(axes: Axes, pairs: Sequence[tuple[str, str]], classes: Sequen
             axes.text(column, row, str(count), color=colour, ha="center", va="center")
 
 
+@expendable
 def plot_pretext(rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
     """The middle slice of some patches of a pretraining: input, answer, target; each `(D, H, W)`."""
     figure = Figure(figsize=(7, 2.4 * len(rows)), layout="constrained")

@@ -1,12 +1,13 @@
 """Cross-validation: every fold trained in turn, every case scored by the fold that held it out."""
 
 import json
+import math
 from collections.abc import Sequence
 
 from medi3d.datasets.cohorts.cohort import read_cohort
 from medi3d.engine import distributed
 from medi3d.engine.log import log
-from medi3d.engine.metrics import Row
+from medi3d.engine.metrics import Row, mean_of_present
 from medi3d.errors import ConfigError
 from medi3d.evaluation.evaluate import METRICS, run_evaluation
 from medi3d.evaluation.statistics import mean_interval
@@ -15,6 +16,9 @@ from medi3d.files import read_table, write_table, written_aside
 from medi3d.prediction.postprocessing import decide, write_largest
 from medi3d.reports.run_report import write_report
 from medi3d.training.train import run_training
+
+BOUNDS = {"hd95": (0.0, math.inf)}
+"""Where the values of a metric lie, if not between 0 and 1."""
 
 
 def run_folds(run: Run, *, resume: bool = False) -> list[Row]:
@@ -100,6 +104,8 @@ def score_folds(run: Run) -> list[Row]:
 def summarise(rows: Sequence[Row], subjects: dict[str, str] | None = None) -> list[Row]:
     """A row for each label and for their "mean": number of cases; mean and interval of each metric.
 
+    Cases in which a label is neither in truth nor prediction do not count for it.
+
     Args:
         rows: one for each case and label.
         subjects: case -> its subject, whose cases are resampled together for the 95 % interval; a case
@@ -115,8 +121,15 @@ def summarise(rows: Sequence[Row], subjects: dict[str, str] | None = None) -> li
             for row in rows:
                 if label in (row["label"], "mean"):
                     values[row["case"]].append(row[metric])
-            means = [sum(values[case]) / len(values[case]) for case in cases]
-            mean, low, high = mean_interval(means, groups)
+            means = {case: mean_of_present(values[case]) for case in cases}
+            there = [case for case in cases if not math.isnan(means[case])]
+            mean = low = high = math.nan
+            if there:
+                kept, subject_of = [means[case] for case in there], dict(zip(cases, groups, strict=True))
+                units = [subject_of[case] for case in there]
+                mean, low, high = mean_interval(kept, units, bounds=BOUNDS.get(metric, (0.0, 1.0)))
+            if metric == METRICS[0]:
+                summed["cases"] = len(there)
             summed |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
         table.append(summed)
     return table

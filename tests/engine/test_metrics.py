@@ -1,5 +1,7 @@
 """Metrics against independent references, and what a missing label counts."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -62,20 +64,20 @@ def test_surface_dice_of_a_shifted_cube():
 @pytest.mark.parametrize(
     ("in_pred", "in_label", "expected"),
     [
-        (False, False, {"dice_a": 1.0, "hd95_a": 0.0, "surface_dice_a": 1.0}),
+        (False, False, {"dice_a": math.nan, "hd95_a": math.nan, "surface_dice_a": math.nan}),
         (True, False, {"dice_a": 0.0, "hd95_a": 15.0, "surface_dice_a": 0.0}),
         (False, True, {"dice_a": 0.0, "hd95_a": 15.0, "surface_dice_a": 0.0}),
     ],
     ids=["in neither", "only predicted", "only in the reference"],
 )
-def test_a_missing_label_still_counts(in_pred, in_label, expected):
+def test_a_missing_label_counts_if_one_side_has_it(in_pred, in_label, expected):
     pred, label = torch.zeros(2, 4, 10, 10, dtype=torch.int64)
     pred[0, 0, 0], label[0, 0, 0] = int(in_pred), int(in_label)
     size = (5.0, 1.0, 0.5)  # 4 x 5, 10 x 1, 10 x 0.5 mm: diagonal sqrt(400 + 100 + 25)
     scores = dice_scores(pred, label, ["a"]) | surface_scores(pred, label, ["a"], size, 1.0)
-    if expected["hd95_a"]:
+    if in_pred or in_label:
         expected = {**expected, "hd95_a": 525**0.5}
-    assert scores == pytest.approx(expected)
+    assert scores == pytest.approx(expected, nan_ok=True)
 
 
 def test_maps_of_different_shape_are_refused():
@@ -94,3 +96,10 @@ def test_top_k_by_hand():
 
 def test_mean_row_leaves_names_out():
     assert mean_row([{"name": "a", "dice": 0.5}, {"name": "b", "dice": 1.0}]) == {"dice": 0.75}
+
+
+def test_what_is_nowhere_leaves_the_means_and_a_loss_never_does():
+    nan = math.nan
+    rows = [{"dice_a": 0.5, "dice_b": nan, "loss": 1.0}, {"dice_a": nan, "dice_b": nan, "loss": 3.0}]
+    assert mean_row(rows) == pytest.approx({"dice_a": 0.5, "dice_b": math.nan, "loss": 2.0}, nan_ok=True)
+    assert math.isnan(mean_row([*rows, {**rows[0], "loss": math.nan}])["loss"])

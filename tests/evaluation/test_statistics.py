@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from medi3d.evaluation import statistics
-from medi3d.evaluation.statistics import budget_to_reach, holm, paired_effect, signed_rank
+from medi3d.evaluation.statistics import budget_to_reach, holm, mean_interval, paired_effect, signed_rank
 
 
 def simulated(rng, effect, seeds, cases, *, between_seeds, between_cases, rest):
@@ -113,3 +113,13 @@ def test_signed_rank_is_scipys():
 def test_budget_to_reach(target, budget):
     curve = [{"step": 10, "dice": 0.2}, {"step": 20, "dice": 0.8}, {"step": 30, "dice": 0.7}]
     assert budget_to_reach(curve, target, "step") == pytest.approx(budget)
+
+
+def test_intervals_end_where_values_do():
+    scores = [1.0, 1.0, 1.0, 0.9, 0.4]
+    names = list("abcde")
+    free = mean_interval(scores, names)
+    assert free[2] > 1
+    assert mean_interval(scores, names, bounds=(0, 1)) == (*free[:2], 1)
+    effect = paired_effect(np.array([[1.0, 1.0, 0.9, -0.5]]), most=1.0)
+    assert (effect.high, effect.low > -1) == (1, True)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from medi3d.errors import ConfigError
 from medi3d.planning.choices import plan_data, spare_labels, symmetric_pairs
 from medi3d.planning.fingerprint import CaseFacts, Fingerprint
 
@@ -88,19 +87,9 @@ def test_other_grids_are_left_alone(spacing):
     assert spare_labels(choices, cohort(spacing), lambda _: pytest.fail("asked")) == choices
 
 
-def test_ct_takes_its_window_from_labelled_voxels_and_mr_each_case_its_own():
-    assert chosen(cohort(low=-1000.0))["data.normalisation"] == {"method": "window", "window": [0.0, 100.0]}
-    assert chosen(cohort())["data.normalisation"] == {"method": "percentile"}
-
-
 def test_what_is_given_is_kept():
-    given = {"data.spacing": [9.0] * 3, "data.normalisation": {}, "data.modality": "MR"}
+    given = {"data.spacing": [9.0] * 3}
     assert chosen(cohort((5.0, 1.0, 1.0), low=-50.0), given) == {}
-
-
-def test_an_unclear_modality_is_asked_for():
-    with pytest.raises(ConfigError, match="not clear from the images"):
-        chosen(cohort(low=-50.0))
 
 
 @pytest.mark.parametrize(

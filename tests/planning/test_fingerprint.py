@@ -60,9 +60,8 @@ def test_all_bad_cases_are_named_and_the_good_are_kept(case_of, write_nifti, tmp
 
 @pytest.mark.parametrize(("low", "modality"), [(-1000.0, "CT"), (0.0, "MR"), (-40.0, None)])
 def test_the_modality_is_told_only_where_it_is_clear(case_of, low, modality):
-    assert (
-        gather([examine_case(case_of(name, ord(name), low), SETTINGS) for name in "ab"]).modality == modality
-    )
+    facts = [examine_case(case_of(name, ord(name), low), SETTINGS) for name in "ab"]
+    assert gather(facts).modality() == modality
 
 
 def test_channels_that_the_config_does_not_name_are_refused(case_of):

@@ -35,6 +35,9 @@ ASIDE = ".tmp"
 SHAPING = ("channels", "spacing", "normalisation", "labels", "empty_labels", "overlaps")
 """Keys of `VolumeSettings` on which a loaded case depends."""
 
+YOUNGER = {"by_channel": [], "nan": "refuse", "missing_channels": "refuse"}
+"""Further ones, with the value that they had before they were there: with it, older files are used."""
+
 
 def load_cached(case: Case, settings: VolumeSettings) -> dict[str, Any]:
     """As `load_case`, from the folder `settings.cache`; what is not there is made.
@@ -68,7 +71,8 @@ def cache_path(case: Case, settings: VolumeSettings) -> Path:
     """
     digest = hashlib.blake2b(digest_size=16)
     chosen = {key: getattr(settings, key) for key in SHAPING}
-    digest.update(json.dumps([VERSION, chosen], sort_keys=True, default=vars).encode())
+    chosen |= {key: getattr(settings, key) for key, old in YOUNGER.items() if getattr(settings, key) != old}
+    digest.update(json.dumps([VERSION, chosen], sort_keys=True, default=_plain).encode())
     names = " ".join(name for name, _ in case.structures)
     for path in (*case.images, *case.label_files):
         digest.update(f"\0image or label\0{names}{place_of(path)[1]}".encode())
@@ -79,6 +83,11 @@ def cache_path(case: Case, settings: VolumeSettings) -> Path:
             except OSError as error:
                 raise DataError(f"{part}: cannot be read ({error.strerror})") from error
     return Path(str(settings.cache)) / f"{case.name}-{digest.hexdigest()}.safetensors"
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """Of a normalisation or channel, without what is as it was before there was a key for it."""
+    return {key: value for key, value in vars(settings).items() if (key, value) != ("background", "counted")}
 
 
 def fill_cache(cases: Sequence[Case], settings: VolumeSettings, workers: int) -> Iterator[str | None]:

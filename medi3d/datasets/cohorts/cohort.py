@@ -1,7 +1,5 @@
 """Which images and labels belong together, how they are split, and one case loaded and checked."""
 
-import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medi3d.datasets.cohorts.nnunet_layout import is_nnunet, read_rows
+from medi3d.datasets.cohorts.lists import read_csv, read_json
 from medi3d.datasets.cohorts.structures import find_structures
-from medi3d.datasets.images.formats import place_of, suffix_of
+from medi3d.datasets.images.formats import DICOM, VOLUMES, place_of, suffix_of
 from medi3d.errors import DataError
 
 
@@ -24,6 +22,7 @@ class Case:
         images: Files, or folders of one DICOM series each.
         label: A file with all labels; None where there is none.
         structures: Instead of that, (name, mask) of each label that has a file of its own.
+        fold: In which it validates, 0, 1, ..., where the list says so.
         subject: Cases of one subject never part in a split.
         split: "training", "validation", another name (left out of both), or None: not said.
     """
@@ -34,6 +33,7 @@ class Case:
     subject: str
     split: str | None = None
     structures: tuple[tuple[str, Path], ...] = ()
+    fold: int | None = None
 
     @property
     def label_files(self) -> tuple[Path, ...]:
@@ -64,9 +64,10 @@ def read_cohort(root: Path | str) -> Cohort:
     Args:
         root: A folder in the layout of the Medical Segmentation Decathlon or in nnU-Net's
             (`dataset.json`), or a list: `.csv` with the columns image, label, and if wanted name,
-            subject, split (several image files parted by ";"), or `.json` (a list of such objects, or
-            as `dataset.json`). Paths are relative to the list. Labels in a mask each: label is their
-            folder, or there is a column `label:NAME` for each (in JSON an object).
+            subject, split, fold (several image files parted by ";"), or `.json` (a list of such objects, or
+            as `dataset.json`; of MONAI's data lists `training`, `validation` and `testing` are read). Paths
+            are relative to the list. Labels in a mask each: label is their folder, or there is a column
+            `label:NAME` for each (in JSON an object).
 
     Raises:
         DataError: The list is missing, damaged, empty, or names a file that is not there.
@@ -75,63 +76,29 @@ def read_cohort(root: Path | str) -> Cohort:
     listing = root / "dataset.json" if root.is_dir() else root
     if not listing.is_file():
         raise DataError(f"{listing}: no such file; give a folder with dataset.json, or a .csv or .json list")
-    described: Mapping[str, Any] = {}
-    if listing.suffix.lower() == ".csv":
-        rows = _read_csv(listing)
-    elif listing.suffix.lower() == ".json":
-        described, rows = _read_json(listing)
-    else:
+    if listing.suffix.lower() not in (".csv", ".json"):
         raise DataError(f"{listing}: a cohort is a folder with dataset.json, or a .csv or .json list")
+    described, rows = read_csv(listing) if listing.suffix.lower() == ".csv" else read_json(listing)
     if not rows:
         raise DataError(f"{listing}: no case in the list; at least one image is needed")
-    channels = _channels(described, listing)
+    channels = _channels(described, rows, listing)
     cases = _cases(rows, listing, channels)
     _check_files(cases, listing)
     name = str(described.get("name") or (root.name if root.is_dir() else root.stem))
     return Cohort(cases, _labels(described, listing), name, channels)
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            rows = [dict(row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a readable CSV list: {error}") from error
-    if "image" not in columns:
-        raise DataError(f"{path}: no column 'image' among {columns}; the first line names the columns")
-    return [
-        {
-            **row,
-            "image": [part.strip() for part in (row["image"] or "").split(";")],
-            "label": row.get("label") or _masks(row),
-        }
-        for row in rows
-    ]
+def _channels(described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> tuple[str, ...]:
+    """Names of the channels: MSD says {"0": "FLAIR", "1": "T1c"} under modality or channel_names.
 
-
-def _masks(row: Mapping[str, Any]) -> dict[str, str]:
-    """Of the columns `label:NAME`."""
-    named = ((str(column).partition(":"), cell) for column, cell in row.items())
-    return {name.strip(): cell for (word, _, name), cell in named if word == "label" and name and cell}
-
-
-def _read_json(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON: {error}") from error
-    described = content if isinstance(content, dict) else {"training": content}
-    rows = read_rows(described, path) if is_nnunet(described) else described.get("training")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path}: expected a list of {{image, label}} objects, alone or under 'training'")
-    return described, rows
-
-
-def _channels(described: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """Names of the channels: MSD says {"0": "FLAIR", "1": "T1c"} under modality or channel_names."""
-    named = described.get("modality") or described.get("channel_names") or {}
+    A list names them in order; a word alone is the name of each.
+    """
+    named = described.get("channel_names") or described.get("modality") or {}
+    if isinstance(named, str):
+        image = rows[0].get("image")
+        return (named,) * (len(image) if isinstance(image, list) else 1)
+    if isinstance(named, list):
+        return tuple(map(str, named))
     try:
         return tuple(str(named[key]) for key in sorted(named, key=int))
     except (TypeError, ValueError) as error:
@@ -151,18 +118,21 @@ def _labels(described: Mapping[str, Any], path: Path) -> dict[str, int]:
 
 def _cases(rows: Sequence[Mapping[str, Any]], listing: Path, channels: Sequence[str]) -> tuple[Case, ...]:
     images = [_images(row, number, listing, len(channels)) for number, row in enumerate(rows, 1)]
-    stems = [_stem(Path(files[0]), len(files) > 1) for files in images]
+    paths = [Path(files[0].strip().replace("\\", "/")) for files in images]
+    stems = [_stem(path, len(files) > 1) for path, files in zip(paths, images, strict=True)]
     if len(set(stems)) < len(stems):  # sub-01/t1.nii.gz, sub-02/t1.nii.gz: the folder makes the difference
-        stems = ["_".join((*Path(f[0]).parts[:-1], s)) for f, s in zip(images, stems, strict=True)]
+        stems = ["_".join((*path.parts[:-1], s)) for path, s in zip(paths, stems, strict=True)]
     cases = []
-    for row, files, stem in zip(rows, images, stems, strict=True):
+    fold_of = [_fold(row, number, listing) for number, row in enumerate(rows, 1)]
+    for row, files, stem, fold in zip(rows, images, stems, fold_of, strict=True):
         name = str(row.get("name") or stem)
         split = row.get("split")
         label, structures = _label_of(row.get("label"), listing)
         cases.append(
             Case(
                 name=name,
-                images=tuple(listing.parent / file for file in files),
+                images=tuple(place(listing, file) for file in files),
+                fold=fold,
                 label=label,
                 structures=structures,
                 subject=str(row.get("subject") or name),
@@ -182,9 +152,9 @@ def _label_of(given: Any, listing: Path) -> tuple[Path | None, tuple[tuple[str, 
     if not given:
         return None, ()
     if isinstance(given, Mapping):
-        masks = {str(name): listing.parent / str(file).strip() for name, file in given.items() if file}
+        masks = {str(name): place(listing, str(file)) for name, file in given.items() if file}
         return None, tuple(masks.items())
-    path = listing.parent / str(given).strip()
+    path = place(listing, str(given))
     masks = find_structures(path) if path.is_dir() else {}
     return (None, tuple(masks.items())) if masks else (path, ())
 
@@ -198,11 +168,43 @@ def _images(row: Mapping[str, Any], number: int, listing: Path, channels: int) -
         raise DataError(
             f"{listing}: case {number} has {len(files)} image files where modality names {channels} channels"
         )
+    if len(files) == 1 and not place(listing, files[0]).exists():
+        return _numbered(files[0], listing, channels) or files
     return files
 
 
+def _numbered(image: str, listing: Path, channels: int) -> list[str]:
+    """nnU-Net version 1 lists CASE.nii.gz for the files CASE_0000.nii.gz, CASE_0001.nii.gz, ..."""
+    suffix = suffix_of(Path(image))
+    stem = image.strip()[: len(image.strip()) - len(suffix)]
+    files = [f"{stem}_{number:04}{image.strip()[len(stem) :]}" for number in range(max(channels, 1))]
+    return files if place(listing, files[0]).exists() else []
+
+
+def _fold(row: Mapping[str, Any], number: int, listing: Path) -> int | None:
+    fold = row.get("fold")
+    if fold is None or fold == "":
+        return None
+    try:
+        if int(fold) == float(fold) >= 0:
+            return int(fold)
+    except (TypeError, ValueError):
+        pass
+    raise DataError(f"{listing}: case {number} has the fold {fold!r}; a whole number, 0 or more")
+
+
+def place(listing: Path, file: str) -> Path:
+    """Where a file of a list is: relative to the list; as Windows writes it where it is so only."""
+    path = listing.parent / file.strip()
+    if "\\" in file and not path.exists():
+        return listing.parent / file.strip().replace("\\", "/")
+    return path
+
+
 def _stem(path: Path, several: bool) -> str:
-    stem = path.name[: len(path.name) - len(suffix_of(path))] if path.suffix else path.name
+    suffix = suffix_of(path)
+    known = suffix in VOLUMES + DICOM  # 1.2.840 has none
+    stem = path.name[: len(path.name) - len(suffix)] if known else path.name
     return re.sub(r"_\d{4}$", "", stem) if several else stem
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medi3d.datasets.images.formats import ITK, NIFTI
+from medi3d.datasets.images.formats import VOLUMES
 from medi3d.errors import DataError
 
 
@@ -33,8 +33,8 @@ def read_rows(described: Mapping[str, Any], listing: Path) -> list[dict[str, Any
     """
     _check_labels(described, listing)
     ending, channels = described.get("file_ending"), len(described["channel_names"])
-    if ending not in (*NIFTI, *ITK):
-        known = ", ".join((*NIFTI, *ITK))
+    if ending not in VOLUMES:
+        known = ", ".join(VOLUMES)
         raise DataError(f"{listing}: file_ending is {ending!r}; images are read as {known}")
     if isinstance(described.get("dataset"), dict):
         rows = _named_rows(described["dataset"], listing)

@@ -1,17 +1,20 @@
 """Labels kept as a binary mask each, joined into one map."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from medi3d.datasets.images.files import read_volume
-from medi3d.datasets.images.formats import ITK, NIFTI, suffix_of
-from medi3d.datasets.images.geometry import grid_difference
-from medi3d.datasets.images.preprocessing import check_finite
+from medi3d.datasets.images.formats import suffix_of, volumes_among
+from medi3d.datasets.images.lattice import on_grid_of
+from medi3d.datasets.images.preprocessing import without_nan
 from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.errors import DataError
+
+ROUNDING = 1e-3
+"""Values this close to a whole number are that number: scaled by a slope, or resampled as floats."""
 
 
 def find_structures(folder: Path) -> dict[str, Path]:
@@ -21,9 +24,7 @@ def find_structures(folder: Path) -> dict[str, Path]:
         DataError: Two files have one name.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or suffix_of(path) not in (*NIFTI, *ITK):
-            continue
+    for path in volumes_among(folder.iterdir()):
         name = path.name[: len(path.name) - len(suffix_of(path))]
         if name in found:
             raise DataError(f"{path}: {found[name].name} is the mask of {name} too; one file a label")
@@ -52,23 +53,12 @@ def join_structures(
             f"case {case}: no mask of {', '.join(lacking)} (there are {', '.join(masks) or 'none'}); "
             "of an absent structure give a mask of zeros"
         )
-    numbers = {name: number for number, name in enumerate(settings.label_names, 1)}
-    grid = None if like is None else sitk.DICOMOrient(like, "LPS")
-    joined = np.zeros(0, np.uint8)
-    for name in settings.overlaps or settings.label_names:
-        mask = sitk.DICOMOrient(read_volume(masks[name]), "LPS")
-        if grid is None:
-            grid = mask
-        if not joined.size:
-            joined = np.zeros(grid.GetSize()[::-1], np.uint8)
-        inside = _inside(mask, grid, masks[name])
-        if not settings.overlaps and joined[inside].any():
-            other = settings.label_names[int(joined[inside].max()) - 1]
-            raise DataError(
-                f"{masks[name]}: {np.count_nonzero(joined[inside])} voxels are {other} or another label too; "
-                "say with data.overlaps, a list of all labels, which wins (the later one)"
-            )
-        joined[inside] = numbers[name]
+    grid = like if like is not None else read_volume(masks[settings.label_names[0]])
+
+    def inside(name: str) -> np.ndarray:
+        return _inside(masks[name], grid, settings)
+
+    joined = join_masks(inside, settings, f"case {case}", {name: str(masks[name]) for name in masks})
     if not joined.any() and not settings.empty_labels:
         raise DataError(f"case {case}: all masks are empty; data.empty_labels: true takes it")
     image = sitk.GetImageFromArray(joined)
@@ -76,11 +66,66 @@ def join_structures(
     return image
 
 
-def _inside(mask: sitk.Image, grid: sitk.Image, path: Path) -> np.ndarray:
-    if difference := grid_difference(mask, grid):
-        raise DataError(f"{path}: the mask is not on the grid of its image: {difference}")
-    check_finite(mask, path)
-    array = sitk.GetArrayViewFromImage(mask)
+def join_masks(
+    inside: Callable[[str], np.ndarray],
+    settings: VolumeSettings,
+    where: str,
+    files: Mapping[str, str] | None = None,
+) -> np.ndarray:
+    """One map of uint8, the labels of `settings` numbered 1, 2, ...
+
+    Args:
+        inside: Name of a label -> where it is, bool, all of one shape.
+        settings: Which labels there are, and which wins where they overlap.
+        where: For the message.
+        files: Name -> its file, for the message, where each has its own.
+
+    Raises:
+        DataError: Two overlap and `settings.overlaps` does not say which wins.
+    """
+    numbers = {name: number for number, name in enumerate(settings.label_names, 1)}
+    joined: np.ndarray | None = None
+    for name in settings.overlaps or settings.label_names:
+        mask = inside(name)
+        if joined is None:
+            joined = np.zeros(mask.shape, np.uint8)
+        if not settings.overlaps and joined[mask].any():
+            other = settings.label_names[int(joined[mask].max()) - 1]
+            raise DataError(
+                f"{(files or {}).get(name, f'{where}, {name}')}: {np.count_nonzero(joined[mask])} voxels are "
+                f"{other} or another label too; say with data.overlaps, a list of all labels, which wins "
+                "(the later one)"
+            )
+        joined[mask] = numbers[name]
+    assert joined is not None
+    return joined
+
+
+def whole_numbers(image: sitk.Image, settings: VolumeSettings, path: Path) -> sitk.Image:
+    """A mask as whole numbers where it holds these but for rounding; other values stay as they are.
+
+    Raises:
+        DataError: Voxels are infinite, or NaN and `settings.nan` refuses that.
+    """
+    image, _ = without_nan(image, settings, path, label=True)
+    array = sitk.GetArrayViewFromImage(image)
+    if array.dtype.kind in "iu":
+        return image
+    rounded = np.rint(array)
+    if np.abs(array - rounded).max() > ROUNDING:
+        return image
+    result = sitk.GetImageFromArray(rounded.astype(np.int32) if np.abs(rounded).max() < 2**31 else rounded)
+    result.CopyInformation(image)
+    return result
+
+
+def _inside(path: Path, grid: sitk.Image, settings: VolumeSettings) -> np.ndarray:
+    mask = whole_numbers(read_volume(path), settings, path)
+    try:
+        mask = on_grid_of(mask, grid)
+    except DataError as error:
+        raise DataError(f"{path}: the mask is not on the grid of its image: {error}") from error
+    array = sitk.GetArrayFromImage(mask)
     values = np.unique(array[array != 0])
     if len(values) > 1:
         shown = ", ".join(f"{value:g}" for value in values[:5])

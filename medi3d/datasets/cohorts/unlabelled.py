@@ -14,7 +14,7 @@ from torch import Tensor
 from medi3d.datasets.cohorts.cohort import Case, read_cohort
 from medi3d.datasets.cohorts.splits import TRAINING
 from medi3d.datasets.images.files import read_volume
-from medi3d.datasets.images.formats import ITK, NIFTI, content_files, suffix_of
+from medi3d.datasets.images.formats import VOLUMES, content_files, suffix_of, volumes_among
 from medi3d.datasets.images.geometry import spacing_dhw
 from medi3d.datasets.images.preprocessing import load_image, to_array, to_canonical
 from medi3d.datasets.images.settings import Normalisation, VolumeSettings
@@ -126,12 +126,13 @@ def list_volumes(
 
 def _cases(root: Path) -> Sequence[Case]:
     """Of a list, or one for each image file in a folder."""
-    known = (*NIFTI, *ITK)
     if root.is_dir() and not (root / "dataset.json").is_file():
-        files = sorted(path for path in root.iterdir() if suffix_of(path) in known)
+        files = volumes_among(root.iterdir())
         if not files:
-            raise DataError(f"{root}: no dataset.json and no image file ({', '.join(known)}) in this folder")
-    elif root.is_file() and suffix_of(root) in known:
+            raise DataError(
+                f"{root}: no dataset.json and no image file ({', '.join(VOLUMES)}) in this folder"
+            )
+    elif root.is_file() and suffix_of(root) in VOLUMES:
         files = [root]
     else:
         return read_cohort(root).cases

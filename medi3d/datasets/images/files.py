@@ -1,19 +1,18 @@
 """Volumes read from disk, and masks written back onto the grid of the file that they belong to.
 
-NIfTI goes through nibabel (scaling, qform and sform, oblique and left-handed affines, all kept),
-NRRD and MetaImage through SimpleITK, a folder is one DICOM series.
+NIfTI, Analyze and MGH go through nibabel (scaling, qform and sform, oblique and left-handed affines, all
+kept), NRRD and MetaImage through SimpleITK, a folder is one DICOM series.
 """
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from medi3d.datasets.images.dicom import last_line, onto_slices, read_series, series_grid
-from medi3d.datasets.images.formats import NIFTI, WRITABLE, check_format, is_series, suffix_of
+from medi3d.datasets.images.formats import NIBABEL, NIFTI, WRITABLE, check_format, is_series, suffix_of
 from medi3d.datasets.images.geometry import grid_difference, is_sheared, set_geometry
 from medi3d.datasets.images.itk import read_itk, read_itk_header
 from medi3d.datasets.images.nifti import nifti_geometry, open_nifti, read_nifti, write_nifti, write_nifti_like
@@ -27,8 +26,8 @@ def read_volume(path: Path) -> sitk.Image:
     """One 3D image: its stored values (scaled as the header says), in LPS space, on its own grid.
 
     Args:
-        path: A NIfTI, NRRD or MetaImage file, the folder of a DICOM series (FOLDER#NUMBER or FOLDER#UID
-            where it holds several), or a multi-frame DICOM file.
+        path: A NIfTI, Analyze, MGH, NRRD or MetaImage file, the folder of a DICOM series (FOLDER#NUMBER or
+            FOLDER#UID where it holds several), or a multi-frame DICOM file.
 
     Raises:
         DataError: The file is missing, empty, damaged, not 3D, sheared, or holds several channels.
@@ -51,7 +50,7 @@ def read_channels(path: Path) -> list[sitk.Image]:
     path = check_format(path)
     if is_series(path):
         return [read_series(path)]
-    return read_nifti(path) if suffix_of(path) in NIFTI else read_itk(path)
+    return read_nifti(path) if suffix_of(path) in NIBABEL else read_itk(path)
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,10 @@ def read_header(path: Path) -> VolumeHeader:
     if is_series(path):
         grid = series_grid(path)
         return VolumeHeader(grid.GetSize(), grid.GetSpacing(), 1, 4)
-    if suffix_of(path) in NIFTI:
+    if suffix_of(path) in NIBABEL:
         source = open_nifti(path)
         steps, _ = nifti_geometry(source, path)
-        stored: Any = source.dataobj
-        scaled = stored.slope != 1 or stored.inter != 0
+        scaled = source.dataobj.slope != 1 or source.dataobj.inter != 0
         size = (*source.shape, 1, 1, 1)
         return VolumeHeader(
             size[:3],
@@ -109,7 +107,7 @@ def read_grid(path: Path) -> sitk.Image:
     path = check_format(path)
     if is_series(path):
         return series_grid(path)
-    if suffix_of(path) in NIFTI:
+    if suffix_of(path) in NIBABEL:
         source = open_nifti(path)
         size, (steps, origin) = source.shape[:3], nifti_geometry(source, path)
     else:
@@ -163,7 +161,10 @@ def write_mask(mask: sitk.Image, like: Path, out: Path) -> None:
 
 
 def smallest_type(mask: sitk.Image) -> sitk.Image:
-    """The mask as the smallest unsigned type that holds its values."""
-    highest = int(sitk.GetArrayViewFromImage(mask).max())
+    """The mask as the smallest type that holds its values, unsigned where none is below 0."""
+    values = sitk.GetArrayViewFromImage(mask)
+    highest = int(values.max())
+    if int(values.min()) < 0:
+        return sitk.Cast(mask, sitk.sitkInt32)
     kind = sitk.sitkUInt8 if highest < 2**8 else sitk.sitkUInt16 if highest < 2**16 else sitk.sitkUInt32
     return sitk.Cast(mask, kind)

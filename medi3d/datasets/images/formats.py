@@ -1,13 +1,20 @@
 """File formats of images, by suffix."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from medi3d.errors import DataError
 
 NIFTI = (".nii", ".nii.gz")
+PAIRS = {".img": ".hdr", ".img.gz": ".hdr.gz"}
+"""Voxels of a NIfTI or Analyze pair -> its header; either name means both files."""
+MGH = (".mgz", ".mgh")
+NIBABEL = (*NIFTI, *MGH, *PAIRS, *PAIRS.values())
 DICOM = (".dcm", ".ima")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+VOLUMES = (*NIBABEL, *ITK)
+"""Endings of the names of volumes, DICOM apart."""
 HEADER_BYTES = 1 << 20
 """A header is no longer than this."""
 
@@ -16,9 +23,25 @@ WRITABLE = (*NIFTI, ".nrrd", ".mha")
 
 
 def suffix_of(path: Path) -> str:
-    """The file's ending in lower case, `.nii.gz` in one piece."""
+    """The file's ending in lower case, with `.nii.gz`, `.img.gz` and `.hdr.gz` in one piece."""
     name = path.name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+    packed = Path(name.removesuffix(".gz")).suffix + ".gz"
+    return packed if name.endswith(packed) and packed in NIBABEL else Path(name).suffix
+
+
+def volumes_among(paths: Iterable[Path]) -> list[Path]:
+    """The volumes among the files of a folder, sorted; a pair counts once, hidden files do not count."""
+    known = sorted(path for path in paths if suffix_of(path) in VOLUMES and not path.name.startswith("."))
+    there = set(known)
+    return [path for path in known if path.is_file() and not _voxels_of(path) & there]
+
+
+def _voxels_of(header: Path) -> set[Path]:
+    """The names that the voxels of a header may have; none where the file is no header of a pair."""
+    suffix = suffix_of(header)
+    stem = header.name[: len(header.name) - len(suffix)]
+    partners = [voxels for voxels, other in PAIRS.items() if other == suffix]
+    return {header.with_name(stem + case) for voxels in partners for case in (voxels, voxels.upper())}
 
 
 def place_of(path: Path) -> tuple[Path, str]:
@@ -86,7 +109,7 @@ def check_format(path: Path) -> Path:
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty (0 bytes)")
     suffix = suffix_of(path)
-    if suffix not in NIFTI + ITK + DICOM:
-        hint = "expected " + ", ".join(NIFTI + ITK) + " or the folder of a DICOM series"
+    if suffix not in VOLUMES + DICOM:
+        hint = "expected " + ", ".join(VOLUMES) + " or the folder of a DICOM series"
         raise DataError(f"{path}: not a known volume format ({suffix or 'no suffix'}); {hint}")
     return path

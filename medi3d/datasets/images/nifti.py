@@ -1,9 +1,10 @@
-"""NIfTI files read and written by nibabel, as SimpleITK images."""
+"""What nibabel reads, as SimpleITK images: NIfTI, its pairs, Analyze and FreeSurfer's MGH. Masks in NIfTI."""
 
 import gzip
 import logging
 import zlib
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 MILLIMETRES = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
 
+FREE_TEXT = ("descrip", "db_name", "aux_file", "intent_name", "data_type")
+"""Fields of a header, of NIfTI 1 or 2, for words."""
+
 NIFTI_ERRORS = (
     OSError,
     EOFError,
@@ -31,23 +35,29 @@ NIFTI_ERRORS = (
 """What nibabel raises for files that are damaged in one way or another."""
 
 
-def open_nifti(path: Path) -> nib.Nifti1Image:
-    """The image with its header read and its voxels not."""
+def open_nifti(path: Path) -> Any:
+    """The image with its header read and its voxels not: NIfTI (1 or 2, one file or two), Analyze or MGH.
+
+    Raises:
+        DataError: the file is damaged or of another kind, or its header contradicts itself.
+    """
     try:
         source = nib.load(path)
     except NIFTI_ERRORS as error:
         raise DataError(f"{path}: damaged or not a NIfTI file: {last_line(error)}") from error
-    if not isinstance(source, nib.Nifti1Image):  # a Nifti2Image is one
+    if isinstance(source, nib.Nifti1Pair):  # all of NIfTI's classes are
+        _check_nifti_header(source, path)
+    elif not isinstance(source, nib.AnalyzeImage | nib.MGHImage):
         raise DataError(f"{path}: not a NIfTI file but {type(source).__name__}")
-    _check_nifti_header(source, path)
     return source
 
 
-def _check_nifti_header(source: nib.Nifti1Image, path: Path) -> None:
+def _check_nifti_header(source: nib.Nifti1Pair, path: Path) -> None:
     """Refuse what nibabel would mend in silence: the mended header may be another one than was meant."""
-    with nib.openers.ImageOpener(str(path)) as file:
+    place = source.file_map.get("header", source.file_map["image"]).filename
+    with nib.openers.ImageOpener(place or str(path)) as file:
         header = type(source.header).from_fileobj(file, check=False)
-    begin, least = float(header["vox_offset"]), 544 if isinstance(source, nib.Nifti2Image) else 352
+    begin, least = float(header["vox_offset"]), 544 if isinstance(source, nib.Nifti2Pair) else 352
     if header["magic"].tobytes().startswith(b"n+") and not begin >= least:
         raise DataError(
             f"{path}: the voxels begin inside the header (vox_offset {begin:g}, at least {least})"
@@ -59,7 +69,7 @@ def _check_nifti_header(source: nib.Nifti1Image, path: Path) -> None:
         raise DataError(f"{path}: the scaling is infinite (scl_slope, scl_inter); the header is damaged")
 
 
-def _nifti_values(source: nib.Nifti1Image, path: Path) -> np.ndarray:
+def _nifti_values(source: Any, path: Path) -> np.ndarray:
     """Scaled values (X, Y, Z[, C])."""
     try:
         if suffix_of(path) == ".nii.gz":
@@ -69,6 +79,10 @@ def _nifti_values(source: nib.Nifti1Image, path: Path) -> np.ndarray:
                     pass
         else:
             values = np.asanyarray(source.dataobj)
+            if suffix_of(path) in (".mgz", ".img.gz"):
+                with gzip.open(path) as file:
+                    while file.read(2**20):
+                        pass
     except NIFTI_ERRORS as error:
         raise DataError(f"{path}: damaged or not a NIfTI file: {last_line(error)}") from error
     if values.dtype.kind not in "iufb":
@@ -89,13 +103,18 @@ def read_nifti(path: Path) -> list[sitk.Image]:
     ]
 
 
-def nifti_geometry(source: nib.Nifti1Image, path: Path) -> tuple[np.ndarray, np.ndarray]:
+def nifti_geometry(source: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Steps (3, 3) and origin (3,) in mm, in LPS."""
     header = source.header
-    if not (header["qform_code"] or header["sform_code"]):
-        log.warning("%s: neither qform nor sform is set, so left and right are a guess of the reader", path)
     affine = np.asarray(source.affine, dtype=float).copy()
-    affine[:3] *= _unit(header, path)
+    if isinstance(source, nib.Nifti1Pair):
+        if not (header["qform_code"] or header["sform_code"]):
+            log.warning(
+                "%s: neither qform nor sform is set, so left and right are a guess of the reader", path
+            )
+        affine[:3] *= _unit(header, path)
+    elif isinstance(source, nib.AnalyzeImage):
+        log.warning("%s: Analyze has no orientation, so left and right are a guess of the reader", path)
     return RAS_TO_LPS @ affine[:3, :3], RAS_TO_LPS @ affine[:3, 3]
 
 
@@ -140,6 +159,8 @@ def write_nifti_like(mask: sitk.Image, like: Path, out: Path) -> None:
     header.set_data_dtype(values.dtype)
     header["cal_min"] = header["cal_max"] = 0  # the image's display window
     header.set_intent("none")
+    for name in set(FREE_TEXT) & set(header.keys()):  # may hold the patient's name
+        header[name] = b""
     nib.save(type(source)(values, source.affine, header), out)
 
 

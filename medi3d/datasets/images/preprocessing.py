@@ -4,6 +4,7 @@ Orient to LPS, resample if a spacing is asked for, normalise. Where the scan alr
 spacing nothing is interpolated: axes are permuted and flipped, which loses nothing.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +19,12 @@ from medi3d.datasets.images.resampling import empty_like, oriented_grid, resampl
 from medi3d.datasets.images.settings import Normalisation, VolumeSettings
 from medi3d.errors import DataError, ShapeError
 
+log = logging.getLogger(__name__)
 SPACING_TOLERANCE = 1e-3
 """Spacings (mm) closer than this are equal: no voxel of a 512 volume moves by more than half a millimetre."""
+
+SPACING_SHARE = 5e-3
+"""And closer than this part of the side, which decides below 0.2 mm (micro-CT)."""
 
 MOST_VOXELS = 2**31
 """Of a resampled volume: 8 GB as float32."""
@@ -49,35 +54,78 @@ def load_image(paths: Sequence[Path], settings: VolumeSettings) -> LoadedImage:
             f"{paths[0]}: {what} channels (3D images) where the config says channels: {settings.channels}"
         )
     first_path, original = files[0][0], empty_like(files[0][1])
-    arrays, canonical = [], None
+    arrays: list[np.ndarray] = []
+    canonical = None
     while files:
         path, channel = files.pop(0)
         difference = grid_difference(channel, original)
         if difference:
             raise DataError(f"{path}: not on the grid of {first_path}: {difference}")
+        channel.CopyInformation(original)  # headers rounded differently could be turned differently
         # Turned as it is stored: in a large scan, the fewer arrays of float32 the better.
         channel = sitk.Cast(to_lps(channel), sitk.sitkFloat32)
-        check_finite(channel, path)  # as float32, which large numbers do not fit into
+        channel, fill = without_nan(channel, settings, path)  # as float32, which not all numbers fit into
         try:
             channel = to_canonical(channel, _triple(settings.spacing))
             canonical = empty_like(channel) if canonical is None else canonical
-            arrays.append(normalise(to_array(channel), settings.normalisation))
+            arrays.append(_scaled(to_array(channel), settings, len(arrays), fill, path))
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
     assert canonical is not None
+    if settings.missing_channels == "zeros" and not any(array.any() for array in arrays):
+        raise DataError(f"{first_path}: no channel of this case has contrast; at least one must")
     stacked = arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
     return LoadedImage(torch.from_numpy(stacked), canonical, original)
 
 
-def check_finite(image: sitk.Image, path: Path) -> None:
-    """Refuse an image with NaN or infinite voxels.
+def _scaled(
+    array: np.ndarray, settings: VolumeSettings, number: int, fill: float | None, path: Path
+) -> np.ndarray:
+    """One channel normalised; zeros where it is missing and that is allowed."""
+    if array.min() == array.max():
+        if settings.missing_channels == "zeros":
+            return np.zeros(array.shape, np.float32)
+        raise DataError(constant(array, settings.channels))
+    scaled = normalise(array, settings.normalisation_of(number), fill)
+    if scaled.min() == scaled.max():
+        how = settings.normalisation_of(number)
+        log.warning(
+            "%s: %s has no contrast in the window %s, its values are %g to %g",
+            *(path, settings.name_of(number), how.window, array.min(), array.max()),
+        )
+    return scaled
+
+
+def without_nan(
+    image: sitk.Image, settings: VolumeSettings, path: Path, *, label: bool = False
+) -> tuple[sitk.Image, float | None]:
+    """The image with a number in every voxel, and the value that stands for NaN; None: there is no NaN.
+
+    Args:
+        image: 3D.
+        settings: Its `nan` says whether NaN is background.
+        path: The file, for the message.
+        label: The voxels are labels, background is 0; else it is the lowest value of the image.
 
     Raises:
-        DataError: With their number.
+        DataError: Voxels are infinite, or NaN and `settings.nan` refuses that.
     """
-    bad = int((~np.isfinite(sitk.GetArrayViewFromImage(image))).sum())
-    if bad:
-        raise DataError(f"{path}: {bad} voxels are NaN or infinite; every voxel must be a number")
+    view = sitk.GetArrayViewFromImage(image)
+    if np.isfinite(view).all():
+        return image, None
+    array = sitk.GetArrayFromImage(image)
+    bad, infinite = np.isnan(array), int(np.isinf(array).sum())
+    count = int(bad.sum())
+    if infinite or settings.nan == "refuse":
+        remedy = "" if infinite else "; where they are background, data.nan=background takes them as that"
+        raise DataError(
+            f"{path}: {count + infinite} voxels are NaN or infinite; every voxel must be a number{remedy}"
+        )
+    fill = 0.0 if label or bad.all() else float(array[~bad].min())
+    array[bad] = fill
+    filled = sitk.GetImageFromArray(array)
+    filled.CopyInformation(image)
+    return filled, fill
 
 
 def to_canonical(
@@ -90,11 +138,11 @@ def to_canonical(
 
     Args:
         image: A 3D image.
-        spacing: (depth, height, width) in mm; None, or equal within 1e-3 mm, changes no value.
+        spacing: (depth, height, width) in mm; None, or equal within 1e-3 mm and 0.5 %, changes no value.
         label: The voxels are label values.
     """
     oriented = to_lps(image)
-    if spacing is None or np.allclose(spacing_dhw(oriented), spacing, rtol=0, atol=SPACING_TOLERANCE):
+    if spacing is None or _alike(spacing_dhw(oriented), spacing):
         return oriented
     grid = _regrid(oriented, tuple(reversed(spacing)))
     if label:
@@ -102,39 +150,82 @@ def to_canonical(
     return sitk.Resample(_blur_for(oriented, grid), grid, sitk.Transform(), IMAGE_INTERPOLATION)
 
 
+def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    allowed = np.minimum(SPACING_TOLERANCE, SPACING_SHARE * np.array(other))
+    return bool((np.abs(np.subtract(one, other)) <= allowed).all())
+
+
 def to_array(image: sitk.Image) -> np.ndarray:
     """The voxels of a canonical image: (D, H, W), to superior, posterior, left."""
     return sitk.GetArrayFromImage(image)
 
 
-def normalise(array: np.ndarray, how: Normalisation) -> np.ndarray:
+def normalise(array: np.ndarray, how: Normalisation, fill: float | None = None) -> np.ndarray:
     """Intensities as float32 in the range that networks take.
+
+    Args:
+        array: Of one channel.
+        how: See `Normalisation`.
+        fill: A value that is background and counts in no statistic; None: `how.background` decides.
 
     Raises:
         DataError: The image has one value only, so it has no contrast to normalise.
     """
     if how.method == "zscore":
-        spread = float(array.std(dtype=np.float64))
+        counted = _counted(array, how, fill)
+        spread = float(counted.std(dtype=np.float64)) or float(array.std(dtype=np.float64))
         if spread == 0:
             raise DataError(constant(array))
         scaled = array.astype(np.float32)
-        scaled -= float(array.mean(dtype=np.float64))
+        scaled -= float(counted.mean(dtype=np.float64))
         scaled /= spread
         return scaled
-    if how.method == "window":
-        assert how.window is not None
-        low, high = how.window
-    else:
-        low, high = (float(value) for value in np.percentile(array, how.percentiles))
-        if low == high:  # a small object in a wide background of zeros
-            low, high = float(array.min()), float(array.max())
-        if low == high:
-            raise DataError(constant(array))
+    low, high = intensity_range(array, how, fill)
     scaled = array.astype(np.float32)  # one copy, changed in place
     scaled -= low
     scaled *= 2 / (high - low)
     scaled -= 1
     return np.clip(scaled, -1, 1, out=scaled)
+
+
+def intensity_range(array: np.ndarray, how: Normalisation, fill: float | None = None) -> tuple[float, float]:
+    """The intensities that become -1 and 1, of a window or of percentiles; otherwise as `normalise`.
+
+    Raises:
+        DataError: The image has one value only.
+    """
+    if how.method == "window":
+        assert how.window is not None
+        return how.window[0], how.window[1]
+    low, high = (float(value) for value in np.percentile(_counted(array, how, fill), how.percentiles))
+    if low == high:  # a small object in a wide background of zeros
+        low, high = float(array.min()), float(array.max())
+    if low == high:
+        raise DataError(constant(array))
+    return low, high
+
+
+def _counted(array: np.ndarray, how: Normalisation, fill: float | None) -> np.ndarray:
+    """The voxels that statistics are of: all, or those that are not background."""
+    value = fill
+    if value is None and how.background == "ignored":
+        value = constant_background(array)
+    if value is None:
+        return array
+    counted = array[_differs(array, value)]
+    return counted if counted.size else array
+
+
+def constant_background(array: np.ndarray) -> float | None:
+    """The value of more than half of the voxels; None: there is none."""
+    middle = float(np.median(array))  # of a majority, its value
+    return middle if 2 * np.count_nonzero(_differs(array, middle)) < array.size else None
+
+
+def _differs(array: np.ndarray, value: float) -> np.ndarray:
+    """Resampling leaves a constant as it is but for rounding."""
+    width = 1e-5 * (float(array.max()) - float(array.min()))
+    return (array < value - width) | (array > value + width)
 
 
 def restore_mask(mask: np.ndarray, canonical: sitk.Image, original: sitk.Image) -> sitk.Image:
@@ -205,6 +296,7 @@ def _triple(spacing: Sequence[float] | None) -> tuple[float, float, float] | Non
     return (depth, height, width)
 
 
-def constant(array: np.ndarray) -> str:
+def constant(array: np.ndarray, channels: int = 1) -> str:
     """What is said of an image that has one value only."""
-    return f"every voxel is {array.flat[0]}; an image with contrast is due"
+    remedy = "; where a channel is missing, data.missing_channels=zeros takes it so" if channels > 1 else ""
+    return f"every voxel is {array.flat[0]}; an image with contrast is due{remedy}"

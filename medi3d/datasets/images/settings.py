@@ -9,6 +9,13 @@ from medi3d.errors import ConfigError
 
 ALL_FOLDS = "all"
 
+MODALITIES = ("CT", "MR", "PET", "US", "CBCT", "XA", "other")
+"""Of these only CT has values with a meaning of their own, HU; CBCT's are not calibrated."""
+
+NAN, MISSING_CHANNELS = ("refuse", "background"), ("refuse", "zeros")
+MOST_LABELS = 255
+"""Label maps are kept in bytes, 0 is background."""
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -19,13 +26,19 @@ class Normalisation:
             "window": `window` to [-1, 1], clipped (CT); "zscore": per case, mean 0 and deviation 1.
         percentiles: Lower and upper, in percent.
         window: Lower and upper value in HU.
+        background: Where one value makes up more than half of a scan (zeros around an object): "ignored"
+            leaves it out of percentiles, mean and deviation, which are then those of the object;
+            "counted", the default, takes all voxels, as runs from before this key do.
     """
 
     method: str = "percentile"
     percentiles: list[float] = field(default_factory=lambda: [0.5, 99.5])
     window: list[float] | None = None
+    background: str = "counted"
 
     def __post_init__(self) -> None:
+        if self.background not in ("counted", "ignored"):
+            raise ConfigError(f"normalisation.background is {self.background!r}: counted or ignored")
         if self.method not in ("percentile", "window", "zscore"):
             raise ConfigError(f"normalisation.method is {self.method!r}: percentile, window or zscore")
         low, high = _pair("normalisation.percentiles", self.percentiles)
@@ -43,14 +56,53 @@ class Normalisation:
 
 
 @dataclass(frozen=True)
+class ChannelSettings:
+    """One channel of a cohort whose channels are of different kinds, such as PET beside CT.
+
+    Attributes:
+        name: Of the channel, as in the cohort's list.
+        modality: As `VolumeSettings.modality`.
+        normalisation: Of its intensities.
+    """
+
+    name: str
+    modality: str
+    normalisation: Normalisation = field(default_factory=Normalisation)
+
+    def __post_init__(self) -> None:
+        check_intensities(self.modality, self.normalisation, f"channel {self.name}: ")
+
+
+def check_intensities(modality: str, how: Normalisation, where: str = "") -> None:
+    """Refuse a modality that is not known, or that the normalisation does not suit.
+
+    Raises:
+        ConfigError: With `where` in front.
+    """
+    if modality not in MODALITIES:
+        raise ConfigError(f"{where}modality is {modality!r}: {', '.join(MODALITIES)}")
+    if modality == "CT" and how.method != "window":
+        raise ConfigError(
+            f"{where}normalisation.method is {how.method!r} for CT: HU have a meaning, "
+            "use method: window with window: [low, high] in HU"
+        )
+    if modality == "MR" and how.method == "window":
+        raise ConfigError(
+            f"{where}normalisation.method is 'window' for MR, which has no HU: percentile or zscore"
+        )
+
+
+@dataclass(frozen=True)
 class VolumeSettings:
     """A cohort of volumes and what is done to each of them (config section).
 
     Attributes:
         root: Folder in the MSD layout, or a .csv or .json list.
-        modality: "MR" or "CT".
-        labels: Name -> value in the label files, 0 to 255 (0 is background, named or not). Inside, labels
-            are numbered 1, 2, ... in the order of their values; masks are written with the values.
+        modality: "CT", "MR", "PET", "US", "CBCT", "XA" or "other"; where `by_channel` is given, of the first
+            channel.
+        labels: Name -> value in the label files, a whole number (0 is background, named or not), at most 255
+            labels. Inside, labels are numbered 1, 2, ... in the order of their values; masks are written
+            with the values.
         symmetric: Pairs of labels that change places when left and right do, such as
             [[parotid_left, parotid_right]].
         empty_labels: Take cases in which nothing is labelled, too.
@@ -58,14 +110,22 @@ class VolumeSettings:
             where masks overlap, the later one wins. Empty: overlapping masks are refused.
         cache: Folder in which cases are kept as the network takes them (`medi3d prepare` fills it);
             None reads and resamples them in each run.
-        folds: Parts of the cohort for cross-validation; 0 holds back `validation` cases instead.
+        folds: Parts of the cohort for cross-validation, the list's own where it names a fold for each
+            case; 0 holds back `validation` cases instead.
         fold: Which of them validates, 0 to folds - 1; the others train. "all": each in turn.
         channels: Images a case (a 4D file counts each).
         spacing: Voxel sides (depth, height, width) in mm to resample to; None keeps each case's own.
-        normalisation: Of intensities.
+        normalisation: Of intensities, where `by_channel` is empty.
+        by_channel: Name, modality and normalisation of each channel, in their order, where they differ;
+            empty, the default: all are as `modality` and `normalisation` say.
+        nan: Voxels that are NaN: "refuse" them, the default, or take them as "background", the lowest
+            value of the image (0 in a label), which then counts in no percentile, mean or deviation.
+        missing_channels: A channel with one value all over: "refuse" it, the default, or take it as missing
+            and give the network "zeros".
         patch: Size (depth, height, width) in voxels of what one training step sees of a case.
         foreground: Part of the patches that is centred on a labelled voxel, 0 to 1.
-        validation: Cases held back for validation where the cohort itself names no split.
+        validation: Cases held back for validation where the cohort itself names no split. 0: none, the
+            training cases are validated on (a network overfitted on purpose).
         split_seed: Seed of that split.
     """
 
@@ -85,22 +145,32 @@ class VolumeSettings:
     overlaps: list[str] = field(default_factory=list)
     folds: int = 0
     fold: int | str = 0
+    by_channel: list[ChannelSettings] = field(default_factory=list)
+    nan: str = "refuse"
+    missing_channels: str = "refuse"
 
     def __post_init__(self) -> None:
-        if self.modality not in ("MR", "CT"):
-            raise ConfigError(f"modality is {self.modality!r}: MR or CT")
-        if self.modality == "CT" and self.normalisation.method != "window":
+        if not self.by_channel:
+            check_intensities(self.modality, self.normalisation)
+        elif len(self.by_channel) != self.channels:
             raise ConfigError(
-                f"normalisation.method is {self.normalisation.method!r} for CT: HU have a meaning, "
-                "use method: window with window: [low, high] in HU"
+                f"by_channel names {len(self.by_channel)} channels where channels is {self.channels}"
             )
-        if self.modality == "MR" and self.normalisation.method == "window":
+        elif self.modality != self.by_channel[0].modality:
             raise ConfigError(
-                "normalisation.method is 'window' for MR, which has no HU: percentile or zscore"
+                f"modality is {self.modality!r}, the first channel of by_channel is "
+                f"{self.by_channel[0].modality!r}: they must be the same"
             )
+        for key, known in (("nan", NAN), ("missing_channels", MISSING_CHANNELS)):
+            if getattr(self, key) not in known:
+                raise ConfigError(f"{key} is {getattr(self, key)!r}: {' or '.join(known)}")
         values = [value for value in self.labels.values() if value != 0]
-        if not values or len(set(values)) < len(values) or not all(0 < value <= 255 for value in values):
-            raise ConfigError(f"labels is {dict(self.labels)}: each label has a value of its own, 1 to 255")
+        if not values or len(set(values)) < len(values) or max(map(abs, values)) >= 2**31:
+            raise ConfigError(
+                f"labels is {dict(self.labels)}: each label has a value of its own, a whole number but 0"
+            )
+        if len(values) > MOST_LABELS:
+            raise ConfigError(f"labels names {len(values)} labels: {MOST_LABELS} at most")
         for pair in self.symmetric:
             if len(pair) != 2 or not set(pair) <= set(self.label_names):
                 raise ConfigError(f"symmetric has {list(pair)}: two names of {', '.join(self.label_names)}")
@@ -140,8 +210,17 @@ class VolumeSettings:
 
     @property
     def file_values(self) -> np.ndarray:
-        """Value in the files of label 0, 1, 2, ...: uint8."""
-        return np.array([0, *(self.labels[name] for name in self.label_names)], np.uint8)
+        """Value in the files of label 0, 1, 2, ...: uint8 where that holds them, else int32."""
+        values = [0, *(self.labels[name] for name in self.label_names)]
+        return np.array(values, np.uint8 if min(values) >= 0 and max(values) < 256 else np.int32)
+
+    def normalisation_of(self, channel: int) -> Normalisation:
+        """Of channel 0, 1, ..."""
+        return self.by_channel[channel].normalisation if self.by_channel else self.normalisation
+
+    def name_of(self, channel: int) -> str:
+        """Of channel 0, 1, ..., for messages."""
+        return f"channel {self.by_channel[channel].name if self.by_channel else channel}"
 
     @property
     def swaps(self) -> list[tuple[int, int]]:

@@ -99,7 +99,7 @@ def test_files_of_one_name_in_folders_of_their_own_are_cases_of_their_own(write_
         ("list.json", '{"labels": 3, "training": [{"image": "imagesTr/case_000.nii.gz"}]}', "labels is 3"),
         (
             "list.json",
-            '{"modality": "MR", "training": [{"image": "imagesTr/case_000.nii.gz"}]}',
+            '{"modality": 3, "training": [{"image": "imagesTr/case_000.nii.gz"}]}',
             "modality is",
         ),
         ("list.txt", "x", "a cohort is a folder"),
@@ -244,7 +244,7 @@ def _damage(kind: str, msd: Path) -> str:
         ("infinite", "1 voxels are NaN or infinite"),
         ("constant", "every voxel is 4"),
         ("4d", "a 4D image of 3 channels .* channels: 1"),
-        ("label-4d", "one 3D image is due"),
+        ("label-4d", "2 layers"),
         ("shape", "not on the grid of its image: shape"),
         ("shifted", "not on the grid of its image.* 1 mm apart"),
         ("other-spacing", "not on the grid of its image.*spacing"),

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medi3d.datasets.images.files import read_channels, read_volume, write_mask
+from medi3d.datasets.images.formats import volumes_among
 from medi3d.errors import DataError, ShapeError
 
 RAMP = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
@@ -105,6 +106,25 @@ def test_a_mask_takes_no_private_header_over(tmp_path):
     nib.save(source, tmp_path / "named.nii")
     write_mask(read_volume(tmp_path / "named.nii") > 0, tmp_path / "named.nii", tmp_path / "mask.nii")
     assert b"patient" not in (tmp_path / "mask.nii").read_bytes()
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_mask_takes_no_words_of_the_header_over(kind, tmp_path):
+    source = kind(RAMP, np.eye(4))
+    fields = ({"descrip", "db_name", "aux_file", "intent_name", "data_type"}) & set(source.header.keys())
+    for name in fields:
+        source.header[name] = b"JOHN DOE"
+    nib.save(source, tmp_path / "named.nii")
+    write_mask(read_volume(tmp_path / "named.nii") > 0, tmp_path / "named.nii", tmp_path / "mask.nii")
+    assert b"JOHN" in (tmp_path / "named.nii").read_bytes()
+    assert b"JOHN" not in (tmp_path / "mask.nii").read_bytes()
+
+
+def test_a_pair_of_files_is_one_volume_of_a_folder(tmp_path):
+    for name in ("a.img", "a.hdr", "b.HDR", "b.IMG", "c.hdr", "d.mgz", ".e.nii", "f.txt", "g.nii.gz"):
+        (tmp_path / name).touch()
+    found = [path.name for path in volumes_among(tmp_path.iterdir())]
+    assert found == ["a.img", "b.IMG", "c.hdr", "d.mgz", "g.nii.gz"]
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".mha"])

@@ -225,10 +225,10 @@ def test_an_image_of_one_value_is_refused_by_name(method, write_nifti):
 @pytest.mark.parametrize(
     ("keywords", "key"),
     [
-        ({"modality": "PET"}, "modality"),
+        ({"modality": "SPECT"}, "modality"),
         ({"modality": "CT"}, "normalisation.method"),
         ({"labels": {}}, "labels"),
-        ({"labels": {"a": 1, "b": 256}}, "labels"),
+        ({"labels": {str(n): n for n in range(1, 257)}}, "255 at most"),
         ({"labels": {"a": 1, "b": 1}}, "labels"),
         ({"labels": {"background": 0}}, "labels"),
         ({"symmetric": [["a", "nobody"]]}, "symmetric"),
