@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from medi3d.errors import ConfigError
+from medi3d.keys import younger
 
 ALL_FOLDS = "all"
 
@@ -34,7 +35,7 @@ class Normalisation:
     method: str = "percentile"
     percentiles: list[float] = field(default_factory=lambda: [0.5, 99.5])
     window: list[float] | None = None
-    background: str = "counted"
+    background: str = younger("counted")
 
     def __post_init__(self) -> None:
         if self.background not in ("counted", "ignored"):
@@ -145,9 +146,9 @@ class VolumeSettings:
     overlaps: list[str] = field(default_factory=list)
     folds: int = 0
     fold: int | str = 0
-    by_channel: list[ChannelSettings] = field(default_factory=list)
-    nan: str = "refuse"
-    missing_channels: str = "refuse"
+    by_channel: list[ChannelSettings] = younger([])
+    nan: str = younger("refuse")
+    missing_channels: str = younger("refuse")
 
     def __post_init__(self) -> None:
         if not self.by_channel:
