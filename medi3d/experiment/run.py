@@ -170,9 +170,8 @@ class Run:
                 f"{self.folder}: holds a trained network, but no {self.last.name} to resume from; "
                 "choose another name"
             )
-        defaults = OmegaConf.to_container(OmegaConf.structured(type(self.experiment)))  # of younger keys
-        there = OmegaConf.merge(defaults, OmegaConf.load(self.config))
-        different = _differences(_absolute(OmegaConf.to_container(there)), _as_container(self.experiment))
+        there = _as_container(load_resolved(self.config))  # with defaults for keys younger than the run
+        different = _differences(there, _as_container(self.experiment))
         for key in (*WITHOUT_EFFECT, *ignored):
             different.pop(key, None)
         plan = plan_file(self.experiment)
