@@ -78,9 +78,10 @@ def _without_content(tensor: Tensor) -> Tensor:
 
 
 def find_sizes(net2d: nn.Module, built_for: int | None = None) -> ImageSizes | None:
-    """The image sizes that `net2d` takes; None: it takes no image, of whatever size.
+    """The image sizes that `net2d` takes; None: it takes none, or nothing is known.
 
-    A size counts if the maps grow with it: some networks scale every image to their own size.
+    A size counts if the maps grow with it: some networks scale every image to their own size. Of one that does
+    not say which that is, nothing is known.
 
     Args:
         net2d: takes `(N, C, H, W)`.
@@ -92,7 +93,9 @@ def find_sizes(net2d: nn.Module, built_for: int | None = None) -> ImageSizes | N
             for channels in dict.fromkeys((input_channels(net2d), 3)):
                 shapes = _shapes_of(network, channels)
                 if shapes(side, side) is not None:
-                    return _sizes(shapes, side)
+                    sizes = _sizes(shapes, side)
+                    scales = sizes.only is not None and shapes(2 * side, 2 * side) is not None
+                    return None if scales and side not in own else sizes
     return None
 
 

@@ -64,9 +64,10 @@ class Hungry(nn.Sequential):
         (Hungry(), ImageSizes(1, 48)),
         (Positions(), ImageSizes(only=48)),
         (Scaling(), ImageSizes(only=48)),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(16)), None),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(9, 2)), None),
     ],
-    ids=["any", "unshuffled", "meeting", "hungry", "positions", "scaling", "none"],
+    ids=["any", "unshuffled", "meeting", "hungry", "positions", "scaling", "pooled", "none"],
 )
 def test_sizes_are_found(net, sizes):
     assert find_sizes(net) == sizes
