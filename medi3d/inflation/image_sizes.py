@@ -80,8 +80,8 @@ def _without_content(tensor: Tensor) -> Tensor:
 def find_sizes(net2d: nn.Module, built_for: int | None = None) -> ImageSizes | None:
     """The image sizes that `net2d` takes; None: it takes none, or nothing is known.
 
-    A size counts if the maps grow with it: some networks scale every image to their own size. Of one that does
-    not say which that is, nothing is known.
+    A size counts if the maps grow with it: some networks scale every image to their own size. Of one that
+    does not say which that is, nothing is known.
 
     Args:
         net2d: takes `(N, C, H, W)`.
