@@ -3,6 +3,7 @@
 
     benchmarks/inflation.py --families all --out families.json --markdown docs/families.md
     benchmarks/inflation.py --families resnet,swin_transformer
+    benchmarks/inflation.py --families all --segmenter --out segmenters.json --resume
 
 Each family runs in a process of its own, with a limit on time and memory. The smallest published
 network of the family is built as a user would build it (`timm:NAME`), and its weights are made
@@ -13,6 +14,11 @@ position of every output what the 2D network gives for the image, at depth 8 and
 largest stride along depth (32 at least). A third volume, which changes from one image to the other
 in its middle, tells whether slices mix. Exact is a worst error of 1e-9 in float64; inflated without
 complaint and not exact is WRONG.
+
+With --segmenter a segmenter is built on each instead, as a user would (`create_segmenter`, the size of
+the patch given), and trained for one step on a patch of noise: it must give logits of every voxel, and a
+finite gradient must move its weights. A refusal in one line is listed as such; any other exception is a
+TRACEBACK.
 """
 
 import json
@@ -22,8 +28,9 @@ import resource
 import signal
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,6 +78,26 @@ class Row:
     def follows(self) -> bool:
         """Whether the stride along depth is the in-plane stride at every output."""
         return bool(self.strides) and all(depth == in_plane for depth, in_plane in self.strides)
+
+    def cells(self) -> list[str]:
+        """One row of the table; the reason stands where an exact network has its errors."""
+        exact = [f"{error:.0e} ({depth})" for depth, error in self.errors.items()] or ["", ""]
+        strides = " ".join(f"{depth}/{in_plane}" for depth, in_plane in self.strides)
+        needs = f", depth a multiple of {self.multiple}" if self.multiple > 1 else ""
+        return [
+            self.family,
+            self.model + ("" if self.kind == "features" else f" ({self.kind})"),
+            f"{self.parameters / 1e6:.1f}",
+            str(self.size),
+            f"{self.status}{needs}{self.reason and ': ' + self.reason}",
+            exact[0],
+            exact[-1],
+            strides,
+            "yes" if self.follows else "no",
+            "yes" if self.mixes_depth else "no",
+            f"{self.seconds:.0f}",
+            f"{self.memory / GIBIBYTE:.1f}",
+        ]
 
 
 def measure(family: str, model: str) -> Row:
@@ -226,34 +253,139 @@ def _mixes(changing: Any, boring: Any) -> bool:
     return bool(max(before, after) > 1e-12 * boring.abs().max())
 
 
-def run(server: Any, family: str, model: str, seconds: float, gibibytes: float) -> Row:
-    """`measure` in a process of its own, forked from one that has timm and torch loaded."""
+@dataclass
+class SegmenterRow:
+    """How a segmenter on one family fared."""
+
+    family: str
+    status: str = "refused"
+    """trained, refused (with a reason), TRACEBACK, failed (no answer in time or memory)."""
+    model: str = ""
+    parameters: int = 0
+    patch: str = ""
+    """Voxels, depth × height × width."""
+    padded: str = ""
+    """What the encoder pads the patch to, where it does."""
+    strides: list[list[int]] = field(default_factory=list)
+    proof: float | None = None
+    """Worst max|3D − 2D| / max|2D| of the encoder's own proof; None: it was left out."""
+    seconds: float = 0.0
+    memory: int = 0
+    reason: str = ""
+
+    def cells(self) -> list[str]:
+        """One row of the table."""
+        return [
+            self.family,
+            self.model,
+            f"{self.parameters / 1e6:.1f}",
+            self.patch + (f" in {self.padded}" if self.padded else ""),
+            f"{self.status}{self.reason and ': ' + self.reason}",
+            "" if self.proof is None else f"{self.proof:.0e}",
+            " ".join("/".join(map(str, dict.fromkeys(stride))) for stride in self.strides),
+            f"{self.seconds:.0f}",
+            f"{self.memory / GIBIBYTE:.1f}",
+        ]
+
+
+SEGMENTER_COLUMNS = (
+    *("family", "network", "M", "patch", "result", "error of the proof"),
+    *("stride (depth/in-plane)", "s", "GiB"),
+)
+
+
+def measure_segmenter(family: str, model: str, patch: list[int], channels: int, proof: bool) -> SegmenterRow:
+    """Build a segmenter on one network and train it for a step; `model` empty: the family's smallest."""
+    from medi3d.errors import Medi3dError, ResourceError
+
+    row, started = SegmenterRow(family, patch="×".join(map(str, patch))), time.process_time()
+    try:
+        row.model = model or smallest_member(family)
+        _train_a_step(row, patch, channels, proof)
+    except Medi3dError as error:
+        row.status = "failed" if isinstance(error, ResourceError) else "refused"
+        row.reason = str(error)
+    except MemoryError:
+        row.status, row.reason = "failed", "too little memory"
+    except Exception as error:
+        lacks_memory = "allocate memory" in str(error)
+        row.status = "failed" if lacks_memory else "TRACEBACK"
+        row.reason = f"{type(error).__name__}: {error}"[:300].replace("\n", " ")
+    row.seconds = round(time.process_time() - started, 1)
+    row.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return row
+
+
+def _train_a_step(row: SegmenterRow, patch: list[int], channels: int, proof: bool) -> None:
+    import torch
+
+    from medi3d.models.networks import create_segmenter
+
+    torch.manual_seed(0)
+    network: Any = create_segmenter(
+        f"timm:{row.model}", num_classes=3, in_channels=channels, size=max(patch[1:]), proof=proof
+    ).train()
+    row.parameters = sum(parameter.numel() for parameter in network.parameters())
+    row.strides = [list(stride) for stride in network.encoder.strides]
+    row.proof = network.encoder.report.max_rel_error if proof else None
+    fitted = network.encoder.sizes.fit(patch)
+    row.padded = "" if fitted == patch else "×".join(map(str, fitted))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    logits = network(torch.randn(1, channels, *patch))
+    if logits.shape != (1, 3, *patch):
+        raise AssertionError(f"logits {tuple(logits.shape)} for a patch {tuple(patch)}")
+    torch.nn.functional.cross_entropy(logits, torch.randint(3, (1, *patch))).backward()
+    sizes = [float(p.grad.abs().sum()) for p in network.encoder.parameters() if p.grad is not None]
+    if not sizes or not 0 < sum(sizes) < float("inf"):
+        raise AssertionError(f"the gradient of the encoder's {len(sizes)} tensors adds up to {sum(sizes)}")
+    optimizer.step()
+    row.status = "trained"
+
+
+def segmenter_summary(rows: Iterable[SegmenterRow]) -> dict[str, int]:
+    """The counts that matter."""
+    statuses = [row.status for row in rows]
+    return {
+        "families": len(statuses),
+        "segmenter trained for a step": statuses.count("trained"),
+        "refused with a reason": statuses.count("refused"),
+        "no answer in time or memory": statuses.count("failed"),
+        "tracebacks": statuses.count("TRACEBACK"),
+    }
+
+
+def run(server: Any, work: Callable[[], Any], seconds: float, gibibytes: float) -> Any:
+    """What `work` gives in a process of its own, forked from one that has timm and torch loaded.
+
+    Raises:
+        TimeoutError, MemoryError: it gives nothing within these limits.
+    """
     ours, theirs = server.Pipe(duplex=False)
-    process = server.Process(target=_work, args=(theirs, family, model, seconds, gibibytes))
+    process = server.Process(target=_work, args=(theirs, work, seconds, gibibytes))
     process.start()
     theirs.close()
     try:
         if ours.poll(20 * seconds):
             return ours.recv()
-        return Row(family, "failed", model, reason=f"no answer in {20 * seconds:g} s of wall time")
+        raise TimeoutError(f"no answer in {20 * seconds:g} s of wall time")
     except EOFError:
         process.join()
         code = process.exitcode or 0
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         limits = f"limits: {seconds:g} s of processor time, {gibibytes:g} GiB"
-        return Row(family, "failed", model, reason=f"the process ended with {name} ({limits})")
+        raise MemoryError(f"the process ended with {name} ({limits})") from None
     finally:
         process.kill()
         process.join()
 
 
-def _work(answer: Any, family: str, model: str, seconds: float, gibibytes: float) -> None:
+def _work(answer: Any, work: Callable[[], Any], seconds: float, gibibytes: float) -> None:
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (int(gibibytes * GIBIBYTE),) * 2)
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = int(used.ru_utime + used.ru_stime + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-    answer.send(measure(family, model))
+    answer.send(work())
 
 
 def summary(rows: Iterable[Row]) -> dict[str, int]:
@@ -287,44 +419,40 @@ COLUMNS = (
 )
 
 
-def cells(row: Row) -> list[str]:
-    """One row of the table; the reason stands where an exact network has its errors."""
-    exact = [f"{error:.0e} ({depth})" for depth, error in row.errors.items()] or ["", ""]
-    strides = " ".join(f"{depth}/{in_plane}" for depth, in_plane in row.strides)
-    needs = f", depth a multiple of {row.multiple}" if row.multiple > 1 else ""
-    return [
-        row.family,
-        row.model + ("" if row.kind == "features" else f" ({row.kind})"),
-        f"{row.parameters / 1e6:.1f}",
-        str(row.size),
-        f"{row.status}{needs}{row.reason and ': ' + row.reason}",
-        exact[0],
-        exact[-1],
-        strides,
-        "yes" if row.follows else "no",
-        "yes" if row.mixes_depth else "no",
-        f"{row.seconds:.0f}",
-        f"{row.memory / GIBIBYTE:.1f}",
-    ]
+@dataclass(frozen=True)
+class Sweep:
+    """What is done with each family, and how it is shown."""
+
+    row: Callable[..., Any]
+    columns: tuple[str, ...]
+    summary: Callable[[Iterable[Any]], dict[str, int]]
+    mark: str
+    """Names the place of the table in the page."""
+    good: str
+    """Status of a row that is not highlighted."""
 
 
-def markdown(rows: list[Row], command: str) -> str:
+INFLATION = Sweep(Row, COLUMNS, summary, "benchmarks/inflation.py", "exact")
+SEGMENTER = Sweep(
+    SegmenterRow, SEGMENTER_COLUMNS, segmenter_summary, "benchmarks/inflation.py --segmenter", "trained"
+)
+
+
+def markdown(rows: list[Any], command: str, sweep: Sweep = INFLATION) -> str:
     """The table of docs/families.md, with counts and the command."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
-    counts = [f"- {name}: {number}" for name, number in summary(rows).items()]
+    lines = ["| " + " | ".join(sweep.columns) + " |", "|" + "---|" * len(sweep.columns)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row.cells()) + " |" for row in rows]
+    counts = [f"- {name}: {number}" for name, number in sweep.summary(rows).items()]
     return "\n".join([f"    {command}", "", *counts, "", *lines, ""])
 
 
-BEGIN, END = "<!-- begin: benchmarks/inflation.py -->", "<!-- end: benchmarks/inflation.py -->"
-
-
-def write_markdown(path: Path, content: str) -> None:
+def write_markdown(path: Path, content: str, mark: str = INFLATION.mark) -> None:
     """Put the table between its marks in the page, or make the page."""
-    page = path.read_text() if path.exists() else f"# Families\n\n{BEGIN}\n{END}\n"
-    before, _, rest = page.partition(BEGIN)
-    after = rest.partition(END)[2]
-    path.write_text(f"{before}{BEGIN}\n{content}{END}{after}")
+    begin, end = f"<!-- begin: {mark} -->", f"<!-- end: {mark} -->"
+    page = path.read_text() if path.exists() else f"# Families\n\n{begin}\n{end}\n"
+    before, _, rest = page.partition(begin)
+    after = rest.partition(end)[2]
+    path.write_text(f"{before}{begin}\n{content}{end}{after}")
 
 
 def main(
@@ -334,21 +462,23 @@ def main(
     resume: Annotated[bool, typer.Option(help="keep the rows that --out has, except failed ones")] = False,
     seconds: Annotated[float, typer.Option(help="limit of processor time for a family")] = 240.0,
     gibibytes: Annotated[float, typer.Option(help="limit of address space for a family")] = 12.0,
+    segmenter: Annotated[bool, typer.Option("--segmenter", help="train a segmenter on each instead")] = False,
+    patch: Annotated[str, typer.Option(help="of --segmenter: depth,height,width in voxels")] = "96,96,96",
+    channels: Annotated[int, typer.Option(help="of --segmenter: channels of the volume")] = 1,
+    proof: Annotated[bool, typer.Option(help="of --segmenter: let the encoder prove itself")] = True,
 ) -> None:
-    """Inflate and prove one network of each of timm's families."""
+    """Inflate and prove one network of each of timm's families, or train a segmenter on each."""
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
-    from medi3d import torchvision_shim
-
-    torchvision_shim.install()
     import timm
 
     known = timm.list_modules()
     names = known if families == "all" else families.split(",")
     if set(names) - set(known):
         raise typer.BadParameter(f"timm has no module {', '.join(sorted(set(names) - set(known)))}")
-    rows: dict[str, Row] = {}
+    sweep = SEGMENTER if segmenter else INFLATION
+    rows: dict[str, Any] = {}
     if out is not None and out.exists():
-        rows = {row["family"]: Row(**row) for row in json.loads(out.read_text())["rows"]}
+        rows = {row["family"]: sweep.row(**row) for row in json.loads(out.read_text())["rows"]}
     models = {name: row.model for name, row in rows.items()}  # found once: the search takes its time
     todo = [name for name in names if not (resume and name in rows and rows[name].status != "failed")]
     server = multiprocessing.get_context("forkserver")
@@ -359,20 +489,32 @@ def main(
         task = progress.add_task("families", total=len(todo))
         for name in todo:
             progress.update(task, description=name)
-            rows[name] = row = run(server, name, models.get(name, ""), seconds, gibibytes)
-            progress.console.print(*cells(row))
+            work = partial(measure, name, models.get(name, ""))
+            if segmenter:
+                voxels = [int(size) for size in patch.split(",")]
+                work = partial(measure_segmenter, name, models.get(name, ""), voxels, channels, proof)
+            try:
+                row = run(server, work, seconds, gibibytes)
+            except (TimeoutError, MemoryError) as error:
+                row = sweep.row(name, "failed", models.get(name, ""), reason=str(error))
+            rows[name] = row
+            progress.console.print(*row.cells())
             progress.advance(task)
             table = [rows[key] for key in sorted(rows)]
-            write_json(out, {"summary": summary(table), "rows": [asdict(row) for row in table]})
+            write_json(out, {"summary": sweep.summary(table), "rows": [asdict(row) for row in table]})
     shown = [rows[name] for name in sorted(rows) if name in names]
-    report = Table(*COLUMNS)
+    report = Table(*sweep.columns)
     for row in shown:
-        report.add_row(*cells(row), style={"exact": "", "WRONG": "bold red"}.get(row.status, "yellow"))
+        style = "" if row.status == sweep.good else "bold red" if row.status.isupper() else "yellow"
+        report.add_row(*row.cells(), style=style)
     console.print(report)
-    for name, number in summary(shown).items():
+    for name, number in sweep.summary(shown).items():
         console.print(f"{name}: {number}")
     if markdown_file is not None:
-        write_markdown(markdown_file, markdown(shown, f"benchmarks/inflation.py --families {families}"))
+        command = f"benchmarks/inflation.py --families {families}"
+        if segmenter:
+            command += f" --segmenter --patch {patch} --channels {channels}{'' if proof else ' --no-proof'}"
+        write_markdown(markdown_file, markdown(shown, command, sweep), sweep.mark)
 
 
 if __name__ == "__main__":

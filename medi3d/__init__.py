@@ -11,7 +11,10 @@ Names are imported when they are first used, so `import medi3d` and `medi3d --he
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from medi3d import torchvision_shim
+
 __version__ = "0.1.0"
+torchvision_shim.install()  # costs nothing until torchvision is imported, by timm for example
 
 if TYPE_CHECKING:
     from medi3d.errors import Medi3dError

@@ -1,6 +1,8 @@
 """What scripts rely on: the names of DESIGN.md, and their signatures."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -90,3 +92,8 @@ def test_every_expected_error_is_a_medi3d_error():
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
     assert len(kinds) > 5
     assert all(issubclass(kind, medi3d.Medi3dError) for kind in kinds)
+
+
+def test_timm_can_be_imported_behind_medi3d():
+    script = "import medi3d, importlib.util\nassert importlib.util.find_spec('torchvision')\nimport timm"
+    subprocess.run([sys.executable, "-c", script], check=True)

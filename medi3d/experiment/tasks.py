@@ -72,6 +72,7 @@ def make_network(
         "read_weights": pretrained,
         "proof": proof,
         "contract": _known_contract(experiment, checkpoint),
+        "size": _side(experiment),
     }
     network = build(experiment.network, len(task.classes), **options)
     if experiment.tuning.batchnorm in CONVERSIONS:
@@ -89,6 +90,18 @@ def _known_contract(
     if "contract" not in checkpoint:  # from before version 0.2, which knew the contracts of artifacts alone
         return None if weights.endswith(".safetensors") else False
     return checkpoint["contract"] or False
+
+
+def _side(experiment: Experiment) -> int | None:
+    """Height and width, the larger one, of what the network sees at once: patches, windows or crops."""
+    if isinstance(experiment, ClassificationExperiment):
+        return experiment.data.crop
+    if isinstance(experiment, SegmentationExperiment):
+        window = to_triple(experiment.prediction.window or experiment.data.patch, "prediction.window")
+        return max(*to_triple(experiment.data.patch, "data.patch")[1:], *window[1:])
+    if isinstance(experiment, PretrainingExperiment):
+        return max(to_triple(experiment.data.patch, "data.patch")[1:])
+    return None
 
 
 def prepare_data(experiment: Experiment) -> Data:

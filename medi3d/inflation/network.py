@@ -1,16 +1,18 @@
 """Inflate a whole 2D network: trace it, put the rules in, prove the result."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from medi3d.axes import Triple
+from medi3d.axes import DEPTH, Triple
 from medi3d.errors import InexactError, PlanError, ShapeError, SourceError
 from medi3d.inflation.exactness import TOLERANCE, ExactnessReport
 from medi3d.inflation.families import Pacing, has_functional_pools, is_held, is_hoisted, pacing_of
 from medi3d.inflation.fold import Fold
+from medi3d.inflation.image_sizes import ImageSizes, find_depth_multiple
 from medi3d.inflation.kernels import EXACTNESS, PROFILES, Exactness
 from medi3d.inflation.plan import DepthLayer, KernelPlan, LayerGeometry
 from medi3d.inflation.reach import Level, measure_levels
@@ -88,6 +90,10 @@ class Inflated(nn.Module):
     report: InflationReport
     normaliser: nn.Module | None
     """From the data's range and channels to those that the weights expect; the proof is without it."""
+    sizes: ImageSizes | None
+    """What the 2D network takes: other volumes are padded, and maps cropped; None: nothing is known."""
+    built_for: int | None
+    """Height and width of the images for which the 2D network was built (`build_source`); None: its own."""
 
     def __init__(
         self, network: nn.Module, fold: Fold, seen: Trace, in_channels: int, plan: KernelPlan, profile: str
@@ -100,6 +106,8 @@ class Inflated(nn.Module):
         self.plan = plan
         self.profile = profile
         self.normaliser = None
+        self.sizes = self.built_for = None
+        self.traced_size = seen.size
         self.functional_pools = has_functional_pools(network)
         self.levels = measure_levels(self, fold, seen.size)
 
@@ -126,8 +134,26 @@ class Inflated(nn.Module):
             )
         if self.normaliser is not None:
             volume = self.normaliser(volume)
-        with self.fold.folded(volume) as slices:
-            return self.fold.unfold(self.run_folded(slices))
+        padded = volume if self.sizes is None else self.sizes.pad(volume)
+        with self.fold.folded(padded) as slices:
+            outputs = self.fold.unfold(self.run_folded(slices))
+        return outputs if padded is volume else self._cropped(outputs, volume.shape[DEPTH:])
+
+    def fit_to(self, sizes: ImageSizes | None) -> None:
+        """Pad volumes to these sizes of the 2D network from now on, and depth to what its branches need."""
+        self.sizes = None
+        if sizes is None:
+            return
+        if sizes.only is not None:  # the sizes of its maps never change: they tell the strides
+            self.levels[:] = [_at_only_size(level, sizes.only) for level in self.levels]
+        multiple = find_depth_multiple(self, sizes, self.traced_size)
+        self.sizes = replace(sizes, depth_multiple=multiple)
+
+    def _cropped(self, outputs: Any, size: Sequence[int]) -> Any:
+        """Maps of a padded volume without the positions that lie wholly in the padding."""
+        if not isinstance(outputs, list):
+            return outputs
+        return [_crop(x, size, level.stride) for x, level in zip(outputs, self.levels, strict=True)]
 
     def run_folded(self, slices: Tensor) -> Any:
         """The folded 2D network alone: what `Fold.fold` gives, to what `Fold.unfold` takes."""
@@ -140,6 +166,20 @@ class Inflated(nn.Module):
         return {path: layer for path, layer in self.network.named_modules() if isinstance(layer, Rule)}
 
 
+def _at_only_size(level: Level, size: int) -> Level:
+    """The level with strides as its map tells them where no rule saw a step (a slice `[::2]`, a reshape)."""
+    told = [
+        step if extent is None or size / extent < 1.75 * step else round(size / extent)
+        for step, extent in zip(level.stride[1:], level.extents, strict=True)
+    ]
+    return replace(level, stride=(level.stride[0], told[0], told[1]))
+
+
+def _crop(x: Tensor, size: Sequence[int], stride: Triple) -> Tensor:
+    depth, height, width = (-(-s // step) for s, step in zip(size, stride, strict=True))
+    return x[:, :, :depth, :height, :width] if x.dim() == 5 else x
+
+
 def inflate(
     net2d: nn.Module,
     plan: KernelPlan | str = "isotropic",
@@ -147,6 +187,7 @@ def inflate(
     profile: str = "mean",
     in_channels: int | None = None,
     allow_inexact: bool = False,
+    size: int | None = None,
 ) -> Inflated:
     """Turn a 2D network into a 3D one with the same answers on boring volumes, and prove it.
 
@@ -159,6 +200,7 @@ def inflate(
         in_channels: channels of the volumes, if not those of the images. One channel takes the sum
             of the RGB kernels.
         allow_inexact: return a network that failed the proof all the same, with its report.
+        size: height and width of the images of the proof, in pixels; None: the smallest that `net2d` takes.
 
     Raises:
         InexactError: the 3D network does not equal the 2D one; names the first module that differs. Or
@@ -169,7 +211,7 @@ def inflate(
     if profile not in PROFILES:
         raise PlanError(f"unknown depth profile {profile!r}: use one of {', '.join(PROFILES)}")
     plan = plan if isinstance(plan, KernelPlan) else KernelPlan.named(plan)
-    inflated, seen = build(net2d, plan, profile=profile, in_channels=in_channels)
+    inflated, seen = build(net2d, plan, profile=profile, in_channels=in_channels, size=size)
     report = prove(net2d, inflated, size=seen.size)
     exactness = report.exactness
     if not exactness.exact and report.exact_by_nature and not allow_inexact:
@@ -220,12 +262,17 @@ def describe(inflated: Inflated, exactness: ExactnessReport | None = None) -> In
 
 
 def build(
-    net2d: nn.Module, plan: KernelPlan, *, profile: str = "mean", in_channels: int | None = None
+    net2d: nn.Module,
+    plan: KernelPlan,
+    *,
+    profile: str = "mean",
+    in_channels: int | None = None,
+    size: int | None = None,
 ) -> tuple[Inflated, Trace]:
     """Inflate without the proof: for `inflate`, and for artifacts, which are verified on demand."""
     if in_channels is not None and in_channels < 1:
         raise ShapeError(f"a network needs at least 1 input channel, not {in_channels}")
-    seen = trace(net2d)
+    seen = trace(net2d, size)
     plan.check_patterns(list(seen.layers))
     fold, pacing = Fold(), _Pacing(net2d, seen)
     network = copy_of(net2d)

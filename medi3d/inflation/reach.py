@@ -32,6 +32,8 @@ class Level:
     """Voxels of the input between neighbouring positions."""
     reach: Triple
     """Voxels of the input that one position sees, layers with a rule counted."""
+    extents: tuple[int | None, int | None] = (None, None)
+    """Positions along height and width for the image that was measured; None: it is no map."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
         # Enlarged where no rule saw it: whether depth is too, only a deep volume tells.
         slices = size
         outputs = _run(declared, fold, rules, size, slices)
-    return [Level(o.shape[1], _stride(o, size, slices), o.reach.field) for o in outputs]
+    return [Level(o.shape[1], _stride(o, size, slices), o.reach.field, _extents(o)) for o in outputs]
 
 
 def _run(declared: Any, fold: Fold, rules: list[Rule], size: int, slices: int) -> list[_Carrier]:
@@ -129,6 +131,10 @@ def _run(declared: Any, fold: Fold, rules: list[Rule], size: int, slices: int) -
         network.train(training)
         for hook in hooks:
             hook.remove()
+
+
+def _extents(output: _Carrier) -> tuple[int | None, int | None]:
+    return tuple(output.shape[2:4]) if output.dim() == 4 else (None, None)  # type: ignore[return-value]
 
 
 def _is_finer(output: _Carrier, size: int) -> bool:

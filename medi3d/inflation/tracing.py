@@ -32,25 +32,39 @@ class Trace:
     """Convolutions that read the network's input itself."""
 
 
-def trace(net2d: nn.Module) -> Trace:
-    """Run a copy of `net2d` on two random images of the smallest size that it takes.
+def own_sizes(net2d: nn.Module) -> list[int]:
+    """Sizes of square images, in pixels, that a network was made for, as its modules or timm tell it."""
+    found: list[int] = []
+    for module in net2d.modules():
+        built_for = getattr(module, "img_size", None)
+        published = getattr(module, "pretrained_cfg", None)
+        published = published.get("input_size") if isinstance(published, dict) else None
+        for size in (built_for, published and published[1:]):
+            sides = {size} if isinstance(size, int) else set(size or ()) if isinstance(size, tuple) else set()
+            found += [side for side in sides if isinstance(side, int) and len(sides) == 1]
+    return list(dict.fromkeys(found))
+
+
+def trace(net2d: nn.Module, size: int | None = None) -> Trace:
+    """Run a copy of `net2d` on two random images of `size` pixels, or of the smallest size that it takes.
 
     Raises:
         SourceError: it takes no image, or no layer of it can be inflated.
     """
     net2d = copy_of(net2d).eval()
-    first = _input_channels(net2d)
+    first = input_channels(net2d)
+    sizes = (size,) if size is not None else tuple(dict.fromkeys((*IMAGE_SIZES, *own_sizes(net2d))))
     failure: Exception | None = None
     for channels in dict.fromkeys((first, 3)):  # some regroup RGB before their first convolution
-        for size in IMAGE_SIZES:
+        for side in sizes:
             try:
-                return _run(net2d, channels, size)
+                return _run(net2d, channels, side)
             except Exception as error:  # any network may refuse a size in its own way
                 failure = failure or error
     reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
     raise SourceError(
-        f"{type(net2d).__name__} takes no (2, {first}, S, S) image for S from {IMAGE_SIZES[0]} "
-        f"to {IMAGE_SIZES[-1]}: {reason}"
+        f"{type(net2d).__name__} takes no (2, {first}, S, S) image for S in {', '.join(map(str, sizes))}: "
+        f"{reason}"
     )
 
 
@@ -73,7 +87,12 @@ def copy_of(net2d: nn.Module) -> nn.Module:
         ) from error
 
 
-def _input_channels(net2d: nn.Module) -> int:
+def input_channels(net2d: nn.Module) -> int:
+    """Channels of the images, by the first convolution.
+
+    Raises:
+        SourceError: there is none.
+    """
     for layer in net2d.modules():
         if isinstance(layer, nn.Conv2d):
             return layer.in_channels

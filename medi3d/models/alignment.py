@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from medi3d.axes import DEPTH, Triple
-from medi3d.errors import Medi3dError, ShapeError
+from medi3d.errors import ShapeError
+from medi3d.inflation.image_sizes import dry_run
 
 SMALLEST = 16
 """The least size of a volume that is tried, in voxels: on less, kernels without padding find nothing."""
@@ -48,19 +48,7 @@ def _divided(size: Any, stride: Triple) -> tuple[int, ...]:
     return tuple(s // t for s, t in zip(size, stride, strict=True))
 
 
-@torch.no_grad()
 def _sizes_of_maps(encoder: nn.Module, size: tuple[int, ...]) -> Sizes | None:
-    """Depth, height and width of each map for a volume of zeros; None: it does not take this size."""
-    declared: Any = encoder
-    parameter = next(encoder.parameters())
-    volume = parameter.new_zeros(1, declared.in_channels, *size)
-    training = {module: module.training for module in encoder.modules()}
-    encoder.eval()
-    try:
-        maps: list[Tensor] = encoder(volume)
-    except (RuntimeError, ValueError, AssertionError, Medi3dError):  # it says so itself where it is used
-        return None
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-    return [tuple(x.shape[DEPTH:]) for x in maps]
+    """Depth, height and width of each map for a volume of that size; None: it does not take it."""
+    shapes = dry_run(encoder, size)
+    return None if shapes is None else [tuple(shape[DEPTH:]) for shape in shapes]

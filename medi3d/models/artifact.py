@@ -18,6 +18,7 @@ from torch import nn
 
 from medi3d.errors import WeightsError
 from medi3d.files import written_aside
+from medi3d.inflation.image_sizes import find_sizes, proof_size
 from medi3d.inflation.network import Inflated, build, prove
 from medi3d.inflation.plan import KernelPlan
 from medi3d.models.contract import Normaliser
@@ -56,6 +57,7 @@ def save_artifact(encoder: Inflated, path: str | Path) -> Path:
         "format": FORMAT,
         "in_channels": encoder.in_channels,
         "encoder_levels": len(encoder.levels),
+        "image_size": encoder.built_for,
         "sha256": _fingerprint(tensors),
         "licences": report["weights"].get("licences", []),
         "versions": {name: version(name) for name in ("medi3d", "torch", "timm")},
@@ -89,12 +91,16 @@ def load_artifact(path: str | Path) -> Inflated:
         SourceError: it names a source that this installation does not have.
     """
     description, tensors = _read(path)
-    net2d = build_source(description["source"], levels=description["encoder_levels"])
+    built_for = description.get("image_size")
+    net2d = build_source(description["source"], levels=description["encoder_levels"], size=built_for)
+    sizes = find_sizes(net2d)
     plan = KernelPlan.from_dict(description["plan"])
     channels, contract = description["in_channels"], description["weights"].get("contract")
     normaliser = Normaliser.from_dict(contract, channels) if contract else None
     inside = normaliser.channels if normaliser else channels
-    encoder, seen = build(net2d, plan, profile=description["profile"], in_channels=inside)
+    encoder, seen = build(
+        net2d, plan, profile=description["profile"], in_channels=inside, size=proof_size(net2d, sizes, None)
+    )
     ours = encoder.network.state_dict()
     wrong = [k for k in ours.keys() | tensors.keys() if k not in ours or k not in tensors]
     wrong += [k for k in ours.keys() & tensors.keys() if ours[k].shape != tensors[k].shape]
@@ -104,6 +110,8 @@ def load_artifact(path: str | Path) -> Inflated:
             f"misshapen, such as {sorted(wrong)[0]!r}"
         )
     encoder.network.load_state_dict(tensors)
+    encoder.built_for = built_for
+    encoder.fit_to(sizes)
     report = prove(collapse(encoder, description["source"]), encoder, size=seen.size)
     report.source, report.weights = description["source"], description["weights"]
     encoder.in_channels, encoder.normaliser = channels, normaliser
@@ -112,7 +120,7 @@ def load_artifact(path: str | Path) -> Inflated:
 
 def collapse(encoder: Inflated, source: str) -> nn.Module:
     """The 2D network, in float64, of which an encoder is the inflation."""
-    flat = copy.deepcopy(build_source(source, levels=len(encoder.levels))).double()
+    flat = copy.deepcopy(build_source(source, levels=len(encoder.levels), size=encoder.built_for)).double()
     state = {name: tensor.double() for name, tensor in encoder.network.state_dict().items()}
     for path, rule in encoder.rules().items():
         state.update({f"{path}.{name}": tensor for name, tensor in rule.flat_state().items()})

@@ -20,15 +20,16 @@ from medi3d.errors import ShapeError
 class Decoder(nn.Module):
     """From coarse to fine: reduce channels, enlarge, join the encoder's map of that size, convolve twice.
 
-    If the encoder's first map is coarser than the input, one more step joins a shallow branch that
-    sees the input itself, so that the answer has the input's resolution; unless `full_resolution` is off.
+    If the encoder's first map is coarser than the input, more steps join a shallow branch that sees the input
+    itself, so that the answer has the input's resolution; unless `full_resolution` is off. One step enlarges
+    at most four-fold: beside a vision transformer, whose maps have stride 16, the branch has maps at 1 and 4.
 
     Args:
         in_channels: channels of the input volume.
         encoder_channels: of each encoder level, fine to coarse.
         encoder_strides: voxels per position of each level, (depth, height, width).
         channels: of each decoder level, fine to coarse; as many as there are levels below the
-            deepest, counting the input branch.
+            deepest, counting those of the input branch.
         norm: "instance", "batch" or "group", as MONAI names them.
         full_resolution: go on to the input's resolution, with that branch; False: the first map has the
             resolution of the encoder's.
@@ -49,8 +50,8 @@ class Decoder(nn.Module):
         super().__init__()
         skips, strides = list(encoder_channels), [to_triple(s) for s in encoder_strides]
         self.has_input_branch = full_resolution and strides[0] != (1, 1, 1)
-        if self.has_input_branch:
-            skips, strides = [in_channels, *skips], [(1, 1, 1), *strides]
+        detail = _detail_strides(strides[0]) if self.has_input_branch else []
+        skips, strides = [in_channels] * len(detail) + skips, detail + strides
         self.ratios = _ratios(strides)
         if not self.ratios:
             raise ShapeError(
@@ -69,7 +70,11 @@ class Decoder(nn.Module):
             self.input_branch = UnetBasicBlock(
                 3, in_channels, widths[0], kernels[0], 1, norm_name=_norm(norm, widths[0])
             )
-            skips[0] = widths[0]
+            skips[: len(detail)] = widths[: len(detail)]
+        self.detail = nn.ModuleList(
+            UnetBasicBlock(3, widths[k - 1], widths[k], kernels[k], 1, norm_name=_norm(norm, widths[k]))
+            for k in range(1, len(detail))
+        )
         below = [*widths[1:], skips[-1]]
         self.reduce = nn.ModuleList(nn.Conv3d(b, w, 1) for b, w in zip(below, widths, strict=True))
         self.join = nn.ModuleList(
@@ -84,15 +89,25 @@ class Decoder(nn.Module):
             volume: `(B, C, D, H, W)`, the encoder's input.
             features: the encoder's maps, fine to coarse.
         """
-        skips = list(features)
-        if self.has_input_branch:
-            skips = [self.input_branch(volume), *skips]
+        skips = [*self._details(volume), *features]
         x = skips[-1]
         maps: list[Tensor] = []
         for level in reversed(range(len(self.join))):
-            x = F.interpolate(self.reduce[level](x), scale_factor=self.ratios[level], mode="trilinear")
+            x = self.reduce[level](x)
+            if max(self.ratios[level]) > 1:
+                x = F.interpolate(x, scale_factor=self.ratios[level], mode="trilinear")
             x = self.join[level](torch.cat([fit(x, skips[level].shape[DEPTH:]), skips[level]], dim=1))
             maps.insert(0, x)
+        return maps
+
+    def _details(self, volume: Tensor) -> list[Tensor]:
+        """Maps of the input branch, fine to coarse; each coarser one sees means of the one before."""
+        if not self.has_input_branch:
+            return []
+        maps = [self.input_branch(volume)]
+        for block, ratio in zip(self.detail, self.ratios, strict=False):
+            size = [int(step) for step in ratio]
+            maps.append(block(F.avg_pool3d(maps[-1], size, ceil_mode=True)))
         return maps
 
 
@@ -160,6 +175,23 @@ def _ratios(strides: Sequence[Triple]) -> list[tuple[float, ...]]:
             )
         ratios.append(tuple(float(c // f) for f, c in zip(fine, coarse, strict=True)))
     return ratios
+
+
+def _detail_strides(first: Triple) -> list[Triple]:
+    """Strides of the input branch before an encoder's first map, fine to coarse: steps of 4 where they fit.
+
+    >>> _detail_strides((4, 4, 4)), _detail_strides((16, 16, 16)), _detail_strides((1, 8, 8))
+    ([(1, 1, 1)], [(1, 1, 1), (4, 4, 4)], [(1, 1, 1), (1, 2, 2)])
+    """
+    strides: list[Triple] = []
+    stride = first
+    while max(stride) > 4:
+        finer = tuple(s // 4 if s % 4 == 0 else s // 2 if s % 2 == 0 else s for s in stride)
+        if finer == stride:  # 7: one step does it all
+            break
+        stride = to_triple(finer)
+        strides.insert(0, stride)
+    return strides if strides[:1] == [(1, 1, 1)] else [(1, 1, 1), *strides]
 
 
 def _kernel(stride: Triple, ratio: tuple[float, ...]) -> Triple:

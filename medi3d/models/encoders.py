@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from medi3d.axes import Triple, check_volume
 from medi3d.errors import SourceError
+from medi3d.inflation.image_sizes import find_sizes, proof_size
 from medi3d.inflation.network import Inflated, build, describe, inflate
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.rules import ConvRule
 from medi3d.models.artifact import load_artifact
 from medi3d.models.contract import Normaliser, contract_of, timm_licence
 from medi3d.models.sources import build_source, whole_network
+from medi3d.models.timm_networks import resized
 from medi3d.models.volumetric import VOLUMETRIC, create_volumetric
 from medi3d.weights.catalogue import find_weights, get_row, split_part
 from medi3d.weights.load import LoadReport, load_weights
@@ -42,6 +44,7 @@ def create_encoder(
     allow_inexact: bool = False,
     proof: bool = True,
     edit: Callable[[nn.Module], None] | None = None,
+    size: int | None = None,
 ) -> nn.Module:
     """A 3D encoder: `(B, C, D, H, W)` -> list of feature maps; has `.out_channels` and `.strides`.
 
@@ -65,6 +68,9 @@ def create_encoder(
         allow_inexact: return a network that failed its proof, with the report.
         proof: False leaves the proof out, for a network and a plan that are proven elsewhere.
         edit: changes the 2D network in place, after 2D weights are read and before it is inflated.
+        size: height and width of the volumes in voxels, for transformers that take but one size of images and
+            are built for it; their weights are resampled to it. None: their own size. Smaller volumes are
+            padded inside the encoder, larger ones refused. Networks that take any size ignore it.
 
     Raises:
         SourceError, WeightsError, PlanError, InexactError: as `inflate` and `load_weights` say.
@@ -86,7 +92,7 @@ def create_encoder(
             contract=bool(contract),
             read_weights=read_weights,
         )
-    net2d = _source_network(source, weights, levels, read_weights)
+    net2d = _source_network(source, weights, levels, read_weights, size if weights is None else None)
     known = contract if isinstance(contract, Mapping) else None
     row = None if known and not read_weights else _row(weights, read_weights)
     if row is not None and read_weights:
@@ -99,14 +105,21 @@ def create_encoder(
     if known:
         normaliser = Normaliser.from_dict(known, in_channels)
     inside = in_channels if normaliser is None else normaliser.channels
+    net2d, built_for = _at_size(net2d, source, weights, levels, size)
     if edit is not None:
         edit(net2d)
+    sizes = find_sizes(net2d)
+    side = proof_size(net2d, sizes, size)
     if proof:
-        encoder = inflate(net2d, plan, profile=profile, in_channels=inside, allow_inexact=allow_inexact)
+        encoder = inflate(
+            net2d, plan, profile=profile, in_channels=inside, allow_inexact=allow_inexact, size=side
+        )
     else:
         plan = plan if isinstance(plan, KernelPlan) else KernelPlan.named(plan)
-        encoder, _ = build(net2d, plan, profile=profile, in_channels=inside)
+        encoder, _ = build(net2d, plan, profile=profile, in_channels=inside, size=side)
         describe(encoder)
+    encoder.built_for = built_for
+    encoder.fit_to(sizes)
     encoder.in_channels, encoder.normaliser = in_channels, normaliser
     if row is not None and row.dimensions == 3 and read_weights:
         report = load_weights(encoder, row, whole=_whole(source))
@@ -155,7 +168,7 @@ def _facts(
 
 
 def _source_network(
-    source: str | nn.Module, weights: str | None, levels: int | None, read_weights: bool
+    source: str | nn.Module, weights: str | None, levels: int | None, read_weights: bool, size: int | None
 ) -> nn.Module:
     """The 2D network to inflate, the caller's own as a copy; refuse options that it could not follow."""
     if isinstance(source, nn.Module):
@@ -165,7 +178,19 @@ def _source_network(
         return copy.deepcopy(source)
     if weights == "timm" and not source.startswith("timm:"):
         raise SourceError(f"weights 'timm' are for sources timm:NAME; {source!r} is none of them")
-    return build_source(source, levels=levels, pretrained=weights == "timm" and read_weights)
+    return build_source(source, levels=levels, pretrained=weights == "timm" and read_weights, size=size)
+
+
+def _at_size(
+    net2d: nn.Module, source: str | nn.Module, weights: str | None, levels: int | None, size: int | None
+) -> tuple[nn.Module, int | None]:
+    """The network for that size, with its weights, and the size for which it was built, if not its own."""
+    if size is None or not isinstance(source, str) or not source.startswith("timm:"):
+        return net2d, None
+    if weights is None:  # built for it from the start
+        return net2d, size
+    other = resized(net2d, source.removeprefix("timm:"), levels, size)
+    return other, None if other is net2d else size
 
 
 @torch.no_grad()

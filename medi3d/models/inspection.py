@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from medi3d.inflation.image_sizes import dry_twin, find_sizes, proof_size
 from medi3d.inflation.network import Inflated, build, describe_layers
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.reach import Level
@@ -19,7 +20,7 @@ def inspect_source(source: str, plan: KernelPlan, *, in_channels: int = 1, size:
 
     Operations are multiply-adds of one forward on `(1, in_channels, size, size, size)` voxels.
     """
-    encoder = _encoder(source, plan, in_channels)
+    encoder = _encoder(source, plan, in_channels, size)
     return {
         "source": source,
         "plan": encoder.plan.to_dict(),
@@ -41,16 +42,21 @@ def _level(level: Level) -> dict[str, Any]:
     }
 
 
-def _encoder(source: str, plan: KernelPlan, in_channels: int) -> Inflated:
+def _encoder(source: str, plan: KernelPlan, in_channels: int, size: int) -> Inflated:
     if Path(source).suffix == ".safetensors":
         return load_artifact(source)
-    return build(build_source(source), plan, in_channels=in_channels)[0]
+    net2d = build_source(source, size=size)
+    sizes = find_sizes(net2d)
+    encoder, _ = build(net2d, plan, in_channels=in_channels, size=proof_size(net2d, sizes, size))
+    encoder.fit_to(sizes)
+    return encoder
 
 
 @torch.no_grad()
 def _multiply_adds(encoder: Inflated, size: int) -> int:
-    """Counted by torch while the network runs once."""
+    """Counted by torch while the network runs once, without contents."""
+    twin: Any = dry_twin(encoder).requires_grad_(False)  # the counter follows gradients, here are none
     counter = FlopCounterMode(display=False)
     with counter:
-        encoder.eval()(torch.zeros(1, encoder.in_channels, size, size, size))
+        twin(torch.zeros(1, twin.in_channels, size, size, size, device="meta"))
     return counter.get_total_flops() // 2

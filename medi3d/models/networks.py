@@ -93,13 +93,15 @@ def build_network(
     read_weights: bool = True,
     proof: bool = True,
     contract: bool | Mapping[str, Any] | None = None,
+    size: int | None = None,
 ) -> nn.Module:
     """The network of a config: a segmenter for task "segmentation", a classifier for "classification".
 
     With `read_weights=False` it is the network for a checkpoint that holds them: the same in every
     way, the input contract of its weights included, but their file is not read. `proof=False` also leaves
     out the proof of exactness, which would prove the random weights that the checkpoint replaces. `contract`
-    is what the checkpoint says of its input, in place of what the weights say.
+    is what the checkpoint says of its input, in place of what the weights say. `size` is the height and width
+    of what the network will see, for transformers that take but one size (`create_encoder`).
 
     Raises:
         ConfigError: another task.
@@ -115,7 +117,7 @@ def build_network(
     rest_seed = int(torch.randint(2**62, ()))
     if contract is not None:
         options["contract"] = contract
-    encoder = create_encoder(settings.source, **options, proof=proof)
+    encoder = create_encoder(settings.source, **options, proof=proof, size=size)
     torch.manual_seed(rest_seed)  # decoder and head start the same, whatever filled the encoder
     if task == "classification":
         return create_classifier(encoder, num_classes=num_classes, dropout=settings.dropout)
@@ -142,7 +144,7 @@ def create_segmenter(
         deep_supervision: in training mode return logits of all decoder levels, finest first.
         head: convolution, on decoder maps at full resolution; or subpixel, all voxels of a position of the
             encoder's finest map at once, in half the time.
-        encoder_options: `weights`, `plan`, `in_channels`, `profile`, `levels` of `create_encoder`.
+        encoder_options: `weights`, `plan`, `in_channels`, `profile`, `levels`, `size` of `create_encoder`.
 
     Raises:
         ShapeError: fewer than two classes, or strides that a U-Net cannot join.

@@ -28,7 +28,7 @@ def pretext_network(settings: NetworkSettings, outputs: int, **options: Any) -> 
     Args:
         settings: the network.
         outputs: channels of the answer.
-        options: `read_weights`, `proof` and `contract` of `build_network`.
+        options: `read_weights`, `proof`, `contract` and `size` of `build_network`.
 
     Raises:
         ConfigError: the encoder cannot be kept as an artifact.

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from medi3d.axes import DEPTH, Triple
 from medi3d.errors import ConfigError, ShapeError
+from medi3d.inflation.image_sizes import dry_run
 from medi3d.inflation.rules import Rule
 from medi3d.models.alignment import check_strides
 from medi3d.models.decoder import Decoder, SubpixelHead
@@ -53,6 +53,10 @@ class Segmenter(nn.Module):
         self.coarsest: Triple = declared.strides[-1]
         whole = _drops_ends(encoder) or _moves_with_size(encoder)
         self.multiple: Triple = self.coarsest if whole else (1, 1, 1)
+        sizes = getattr(encoder, "sizes", None)
+        self.fixed = sizes is not None and sizes.only is not None
+        if self.fixed:  # the encoder pads height and width to the one size that it takes
+            self.multiple = (self.multiple[0], 1, 1)
 
     def forward(self, volume: Tensor) -> Tensor | list[Tensor]:
         """`(B, C, D, H, W)` -> logits of the same size.
@@ -65,7 +69,7 @@ class Segmenter(nn.Module):
                 f"a segmenter takes (B, C, D, H, W) with no empty axis, not {tuple(volume.shape)}"
             )
         size = volume.shape[DEPTH:]
-        padded = _pad_to(volume, _padded_size(size, self.coarsest, self.multiple))
+        padded = _pad_to(volume, _padded_size(size, self.coarsest, self.multiple, self.fixed))
         maps = self.decoder(padded, self.encoder(padded))
         finest = self.heads[0](maps[0])[:, :, : size[0], : size[1], : size[2]]
         if not self.training or len(self.heads) == 1:
@@ -91,14 +95,15 @@ def check_head(head: str) -> None:
         raise ConfigError(f"network.head is {head!r}: use {' or '.join(HEADS)}")
 
 
-def _padded_size(size: Sequence[int], coarsest: Triple, multiple: Triple) -> list[int]:
+def _padded_size(size: Sequence[int], coarsest: Triple, multiple: Triple, fixed: bool) -> list[int]:
     """The size to which a volume is padded: a multiple, and no single position at the coarsest level.
 
-    Norms take statistics over positions, so one alone has none: the axis that lacks least gets a second.
+    Norms take statistics over positions, so one alone has none: the axis that lacks least gets a second;
+    depth where height and width are fixed.
     """
     enough = list(size)
     if all(s <= c for s, c in zip(size, coarsest, strict=True)):
-        axis = min(range(3), key=lambda a: coarsest[a] - size[a])
+        axis = 0 if fixed else min(range(3), key=lambda a: coarsest[a] - size[a])
         enough[axis] = coarsest[axis] + 1
     return [s + -s % m for s, m in zip(enough, multiple, strict=True)]
 
@@ -121,7 +126,6 @@ def _moves_with_size(encoder: nn.Module) -> bool:
     return any(isinstance(r, Rule) and r.same and max(r.stride_2d) > 1 for r in encoder.modules())
 
 
-@torch.no_grad()
 def _drops_ends(encoder: nn.Module) -> bool:
     """Whether strided layers leave out voxels at the far end where a size does not divide.
 
@@ -130,17 +134,10 @@ def _drops_ends(encoder: nn.Module) -> bool:
     """
     declared: Any = encoder
     size = [2 * max(stride) - 1 for stride in zip(*declared.strides, strict=True)]
-    parameter = next(encoder.parameters())
-    probe = torch.zeros(1, declared.in_channels, *size, dtype=parameter.dtype, device=parameter.device)
-    training = encoder.training
-    encoder.eval()
-    try:
-        maps = encoder(probe)
-    except (RuntimeError, ShapeError):  # too small for this network, or not a multiple of what it needs
+    shapes = dry_run(encoder, size)
+    if shapes is None:  # too small for this network, or not a multiple of what it needs
         return True
-    finally:
-        encoder.train(training)
     return any(
-        list(x.shape[DEPTH:]) != [-(-s // t) for s, t in zip(size, stride, strict=True)]
-        for x, stride in zip(maps, declared.strides, strict=True)
+        list(shape[DEPTH:]) != [-(-s // t) for s, t in zip(size, stride, strict=True)]
+        for shape, stride in zip(shapes, declared.strides, strict=True)
     )

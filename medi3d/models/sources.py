@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
 
 from monai.networks import nets
 from torch import nn
@@ -15,6 +14,7 @@ from medi3d.errors import SourceError
 from medi3d.models.inception import DEFAULT_END_POINTS, InceptionV1
 from medi3d.models.nnunet import NnUNetEncoder
 from medi3d.models.pyramid import extract_pyramid
+from medi3d.models.timm_networks import build_timm
 from medi3d.models.volumetric import VOLUMETRIC
 
 torchvision_shim.install()
@@ -53,13 +53,17 @@ def list_sources() -> list[str]:
     ]
 
 
-def build_source(source: str, *, levels: int | None = None, pretrained: bool = False) -> nn.Module:
+def build_source(
+    source: str, *, levels: int | None = None, pretrained: bool = False, size: int | None = None
+) -> nn.Module:
     """The 2D network of that name, returning a list of feature maps `(N, C, H, W)`, fine to coarse.
 
     Args:
         source: `timm:NAME`, `torchvision:NAME`, `monai:NAME`, or a name of medi3d's own (`inception_v1`).
         levels: use only the first so many maps and build no deeper; None: all.
         pretrained: timm's own weights, downloaded by timm.
+        size: height and width of the images in pixels, for networks of timm that take but one size; None:
+            their own. It is rounded up to what the network can be built for; other networks ignore it.
 
     Raises:
         SourceError: unknown name (near ones are listed), or its library has no feature maps for it.
@@ -77,7 +81,8 @@ def build_source(source: str, *, levels: int | None = None, pretrained: bool = F
     if name.split(".")[0] not in library.names():
         near = _near(name, library.names()) or "none"
         raise SourceError(f"{family} has no model {name!r}; near: {near}")
-    return library.build(name, levels, pretrained)
+    more = {"size": size} if size is not None and family == "timm" else {}
+    return library.build(name, levels, pretrained, **more)
 
 
 def whole_network(source: str) -> nn.Module | None:
@@ -100,28 +105,6 @@ def _near(name: str, known: Iterable[str]) -> str:
     return ", ".join(get_close_matches(name, list(known), n=5, cutoff=0.5))
 
 
-def _build_timm(name: str, levels: int | None, pretrained: bool) -> nn.Module:
-    wanted: dict[str, Any] = {}
-    try:
-        if levels is not None:  # the first of those that timm gives: for a transformer its last blocks
-            every: Any = timm.create_model(name, features_only=True)
-            maps = every.feature_info.out_indices
-            if levels > len(maps):
-                raise SourceError(f"levels is {levels}, but it has {len(maps)} feature maps")
-            wanted["out_indices"] = tuple(maps[:levels])
-        net: Any = timm.create_model(name, features_only=True, pretrained=pretrained, **wanted)
-        if str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC"):
-            # Channels last: timm's other way of taking features turns them.
-            wanted["feature_cls"] = "getter"
-            net = timm.create_model(name, features_only=True, pretrained=pretrained, **wanted)
-    except Exception as error:  # timm raises many kinds: no features, no weights, no network
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SourceError(f"timm cannot build {name!r} as an encoder: {reason}") from error
-    if hasattr(net, "_stage_out_idx"):  # EfficientNets and MobileNets: timm runs blocks that nothing uses
-        net.blocks = net.blocks[: max(net._stage_out_idx)]
-    return net
-
-
 def _whole_timm(name: str) -> nn.Module:
     try:
         return timm.create_model(name)
@@ -130,7 +113,7 @@ def _whole_timm(name: str) -> nn.Module:
         raise SourceError(f"timm cannot build {name!r}: {reason}") from error
 
 
-def _build_torchvision(name: str, levels: int | None, pretrained: bool) -> nn.Module:
+def _build_torchvision(name: str, levels: int | None, _: bool) -> nn.Module:
     return extract_pyramid(_whole_torchvision(name), levels)
 
 
@@ -157,7 +140,7 @@ _MONAI: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def _build_monai(name: str, levels: int | None, pretrained: bool) -> nn.Module:
+def _build_monai(name: str, levels: int | None, _: bool) -> nn.Module:
     return extract_pyramid(_MONAI[name](), levels)
 
 
@@ -166,13 +149,14 @@ class _Library:
     """A library of networks: the names that it has, and how one is built as an encoder."""
 
     names: Callable[[], Collection[str]]
-    build: Callable[[str, int | None, bool], nn.Module]
+    build: Callable[..., nn.Module]
+    """(name, levels, pretrained), and `size` where it is asked for."""
     whole: Callable[[str], nn.Module]
     """The network by its name, with its classifier."""
 
 
 _LIBRARIES = {
-    "timm": _Library(timm.list_models, _build_timm, _whole_timm),
+    "timm": _Library(timm.list_models, build_timm, _whole_timm),
     "torchvision": _Library(
         lambda: torchvision.models.list_models(torchvision.models), _build_torchvision, _whole_torchvision
     ),

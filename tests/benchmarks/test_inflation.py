@@ -45,7 +45,8 @@ def test_counts_and_table(bench, tmp_path):
     ]
     assert list(bench.summary(rows).values()) == [4, 2, 1, 1, 1, 0, 1]
     page = tmp_path / "families.md"
-    page.write_text(f"# Before\n{bench.BEGIN}\nold\n{bench.END}\nafter\n")
+    begin, end = (f"<!-- {place}: {bench.INFLATION.mark} -->" for place in ("begin", "end"))
+    page.write_text(f"# Before\n{begin}\nold\n{end}\nafter\n")
     bench.write_markdown(page, bench.markdown(rows, "command"))
     text = page.read_text()
     assert text.startswith("# Before")
@@ -53,3 +54,27 @@ def test_counts_and_table(bench, tmp_path):
     assert "old" not in text
     assert "no 2D convolution \\| none" in text
     assert text.count("\n| ") == 1 + len(rows)
+
+
+def test_a_step_of_a_segmenter_is_told_with_its_size_and_proof(bench):
+    row = bench.measure_segmenter("resnet", "test_resnet", [8, 40, 24], 1, True)
+    assert (row.status, row.patch, row.reason) == ("trained", "8×40×24", "")
+    assert row.proof <= 1e-9
+    assert row.strides[0] == [2, 2, 2]
+
+
+def test_a_defect_is_a_traceback_and_a_refusal_is_not(bench, monkeypatch):
+    from medi3d.errors import ShapeError
+    from medi3d.models import networks
+
+    def build(error):
+        def create_segmenter(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(networks, "create_segmenter", create_segmenter)
+        return bench.measure_segmenter("resnet", "test_resnet", [8, 40, 24], 1, False)
+
+    rows = [build(error) for error in (AttributeError("no 'same'"), ShapeError("one size"), MemoryError())]
+    assert [row.status for row in rows] == ["TRACEBACK", "refused", "failed"]
+    assert list(bench.segmenter_summary(rows).values()) == [3, 0, 1, 1, 1]
+    assert "AttributeError: no 'same'" in bench.markdown(rows, "command", bench.SEGMENTER)

@@ -41,6 +41,8 @@ _POINT: Geometry = ((1, 1), (1, 1), (1, 1))
 class AdoptedRule(Rule):
     """A rule that becomes the layer's class instead of taking its place."""
 
+    same = padded = False  # it pads nothing along depth
+
     @classmethod
     def of(
         cls, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str, channels: int | None = None
