@@ -7,6 +7,7 @@ from torch import nn
 from medi3d.axes import DEPTH, Triple
 from medi3d.errors import ShapeError
 from medi3d.inflation.image_sizes import dry_run
+from medi3d.models.encoder import as_encoder
 
 SMALLEST = 16
 """The least size of a volume that is tried, in voxels: on less, kernels without padding find nothing."""
@@ -23,8 +24,7 @@ def check_strides(encoder: nn.Module) -> None:
     Raises:
         ShapeError: a map does not have the stride that is declared for it.
     """
-    declared: Any = encoder
-    strides: list[Triple] = [tuple(stride) for stride in declared.strides]
+    strides = list(as_encoder(encoder).strides)
     coarsest = [max(axis) for axis in zip(*strides, strict=True)]
     least = [c * max(2, -(-SMALLEST // c)) for c in coarsest]
     size = (least[0], *(s + c for s, c in zip(least[1:], coarsest[1:], strict=True)))

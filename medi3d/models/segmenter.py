@@ -1,7 +1,6 @@
 """Encoder, U-Net decoder and head for volumes of any size."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,6 +10,7 @@ from medi3d.inflation.image_sizes import dry_run
 from medi3d.inflation.rules import Rule
 from medi3d.models.alignment import check_strides
 from medi3d.models.decoder import Decoder, SubpixelHead
+from medi3d.models.encoder import as_encoder
 
 HEADS = ("convolution", "subpixel")
 
@@ -37,7 +37,7 @@ class Segmenter(nn.Module):
         super().__init__()
         check_head(head)
         check_strides(encoder)
-        declared: Any = encoder
+        declared = as_encoder(encoder)
         self.encoder = encoder
         self.decoder = Decoder(
             declared.in_channels,
@@ -132,7 +132,7 @@ def _drops_ends(encoder: nn.Module) -> bool:
     Encoders whose levels have ceil(size / stride) positions see every voxel; of the others the
     input must be padded to a multiple of the largest stride.
     """
-    declared: Any = encoder
+    declared = as_encoder(encoder)
     size = [2 * max(stride) - 1 for stride in zip(*declared.strides, strict=True)]
     shapes = dry_run(encoder, size)
     if shapes is None:  # too small for this network, or not a multiple of what it needs
