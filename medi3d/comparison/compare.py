@@ -16,7 +16,7 @@ from medi3d.comparison.grid import Cell, Grid, Point, Rates, Resolve
 from medi3d.comparison.report import write_comparison
 from medi3d.comparison.results import Results, write_results
 from medi3d.comparison.settings import Comparison
-from medi3d.engine.log import console
+from medi3d.engine.log import screen
 from medi3d.errors import ConfigError
 from medi3d.experiment.run import start_folder
 from medi3d.files import alone_in
@@ -117,7 +117,7 @@ def _progress(title: str, total: int, done: int) -> Iterator[Any]:
     """A progress bar with the time left; without a terminal, a line for each finished run."""
     begun, first = time.monotonic(), done
     columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
         task = bar.add_task("", total=total, completed=done)
 
         def advance(cell: Cell, error: str | None) -> None:
@@ -126,9 +126,9 @@ def _progress(title: str, total: int, done: int) -> Iterator[Any]:
             left = (time.monotonic() - begun) / (done - first) * (total - done)
             words = f"about {_duration(left)} left"
             bar.update(task, completed=done, description=words)
-            if error is not None or not console.is_terminal:
+            if error is not None or not screen.is_terminal:
                 outcome = f"FAILED: {error}" if error else "done"
-                console.print(f"{done}/{total} {cell.id} {outcome}; {words}", soft_wrap=True, highlight=False)
+                screen.print(f"{done}/{total} {cell.id} {outcome}; {words}", soft_wrap=True, highlight=False)
 
         yield advance
 

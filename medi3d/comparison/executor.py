@@ -11,7 +11,7 @@ import torch
 
 from medi3d.comparison.cell import run_cell
 from medi3d.comparison.grid import Cell
-from medi3d.engine.log import console
+from medi3d.engine.log import screen
 from medi3d.errors import ConfigError, first_line
 from medi3d.processes import process_pool
 
@@ -81,7 +81,7 @@ def prepare_process(threads: int, slot: int | None = None) -> None:
     """Prepare a worker process: silent, with its share of cores and a GPU."""
     import SimpleITK as sitk
 
-    console.file = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
+    screen.file = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
     torch.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     if slot is not None and torch.cuda.is_available():

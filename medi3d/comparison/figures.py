@@ -15,7 +15,7 @@ from medi3d.comparison.grid import Point
 from medi3d.comparison.results import Results
 from medi3d.reports.plots import save_figure
 
-STYLES = {"full": "-", "fixed": "--", "original": "-"}
+LINE_STYLES = {"full": "-", "fixed": "--", "original": "-"}
 VERDICTS = {"better": "#116329", "worse": "#a40e26", "no difference seen": "#6e7781"}
 MOST_PANELS = 8
 MOST_COLUMNS = 3
@@ -140,7 +140,7 @@ def _seed_means(results: Results, point: Point) -> np.ndarray:
 
 def _look(results: Results, point: Point) -> dict[str, Any]:
     arms = list(results.grid.comparison.groups[point.group].arms)
-    return {"color": f"C{arms.index(point.arm)}", "linestyle": STYLES[point.strategy]}
+    return {"color": f"C{arms.index(point.arm)}", "linestyle": LINE_STYLES[point.strategy]}
 
 
 def _words(finding: Finding) -> str:

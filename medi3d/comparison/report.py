@@ -18,11 +18,12 @@ from medi3d.comparison.network_figures import (
 )
 from medi3d.comparison.results import Results
 from medi3d.comparison.wording import NO_SEEDS, place, speed
+from medi3d.engine.log import log
 from medi3d.errors import Medi3dError
 from medi3d.experiment.run import CONFIG, ENVIRONMENT, PLOTS, REPORT
 from medi3d.reports.page import write_page
 
-STYLES = {"better": "better", "worse": "worse", "no difference seen": "unseen"}
+VERDICT_STYLES = {"better": "better", "worse": "worse", "no difference seen": "unseen"}
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,6 @@ def _picture_of_cases(results: Results, pair: tuple[Trained, Trained], plots: Pa
 
 
 def _without_networks(error: Medi3dError) -> list[Picture]:
-    from medi3d.engine.log import log
-
     log.warning(f"report without pictures of the networks: {error}")
     return []
 
@@ -154,7 +153,7 @@ def _effect_row(finding: Finding) -> dict[str, Any]:
         "difference": f"{100 * effect.mean:+.1f}",
         "interval": f"{100 * effect.low:+.1f} to {100 * effect.high:+.1f}",
         "verdict": effect.verdict,
-        "style": STYLES[effect.verdict],
+        "style": VERDICT_STYLES[effect.verdict],
         "p": f"{finding.p_holm:.2g}",
         "spread": "-" if math.isnan(by_spread) else f"{by_spread:+.1f}",
         "detectable": f"{100 * effect.detectable:.1f}",

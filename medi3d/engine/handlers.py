@@ -15,7 +15,7 @@ from monai.engines.workflow import Workflow
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medi3d.engine import distributed
-from medi3d.engine.log import console, log
+from medi3d.engine.log import log, screen
 from medi3d.engine.metrics import Row, mean_row
 from medi3d.engine.state import TrainingState, check_finite
 from medi3d.engine.trainer import TrainingEvents, evaluate
@@ -186,11 +186,11 @@ class TrainingProgress:
 
     def _start(self, trainer: Workflow) -> None:
         self._begun, self._first = time.monotonic(), self.position(trainer.state.iteration)
-        if not console.is_terminal:
+        if not screen.is_terminal:
             return
         words = TextColumn("loss {task.fields[loss]:.4f}  {task.description}")
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), words, TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console)
+        self._bar = Progress(*columns, console=screen)
         steps, done = trainer.state.epoch_length, self.position(trainer.state.iteration)
         self._task = self._bar.add_task(self._words(), total=steps, loss=float("nan"))
         self._bar.update(self._task, completed=done)

@@ -12,13 +12,13 @@ from medi3d.engine import distributed
 from medi3d.errors import printable
 
 log = logging.getLogger("medi3d")
-console = Console(stderr=True)
+screen = Console(stderr=True)
 """Shows progress; standard output is for results."""
 
 
 @contextmanager
 def shown_log(path: Path | None = None) -> Iterator[None]:
-    """Inside, the log is shown on `console` and added to `path`, by one of several processes."""
+    """Inside, the log is shown on `screen` and added to `path`, by one of several processes."""
     if not distributed.is_writer():
         yield
         return
@@ -44,9 +44,9 @@ def _printable(record: logging.LogRecord) -> bool:
 
 
 def _screen() -> logging.Handler:
-    if console.is_terminal:  # through rich, so that lines stay above a progress bar
-        return RichHandler(console=console, show_time=False, show_level=False, show_path=False)
-    return logging.StreamHandler(console.file)
+    if screen.is_terminal:  # through rich, so that lines stay above a progress bar
+        return RichHandler(console=screen, show_time=False, show_level=False, show_path=False)
+    return logging.StreamHandler(screen.file)
 
 
 def _file(path: Path) -> logging.Handler:

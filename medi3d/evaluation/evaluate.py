@@ -21,7 +21,7 @@ from medi3d.datasets.cohorts.splits import split_cases
 from medi3d.datasets.images.geometry import spacing_dhw
 from medi3d.datasets.images.preprocessing import load_image, to_array
 from medi3d.datasets.images.settings import VolumeSettings
-from medi3d.engine.log import console, log
+from medi3d.engine.log import log, screen
 from medi3d.engine.metrics import Row, dice_scores, mean_of_present, surface_scores, top_k
 from medi3d.engine.precision import evaluating
 from medi3d.errors import ConfigError, DataError, WeightsError
@@ -136,7 +136,7 @@ def _score_clip(predictor: Predictor, settings: ClipSettings, clip: Clip, classe
 
 
 def _watched(cases: Sequence[T]) -> Iterable[T]:
-    return track(cases, "scoring", console=console, disable=not console.is_terminal)
+    return track(cases, "scoring", console=screen, disable=not screen.is_terminal)
 
 
 def cases_of(settings: VolumeSettings, split: str) -> list[Case]:

@@ -18,7 +18,7 @@ from medi3d.files import writing, written_aside
 CONFIG, ENVIRONMENT, REPORT, PLOTS = "config.yaml", "environment.json", "report.html", "plots"
 LARGEST = "postprocessing.json"
 
-PLACES = ("root", "cache", "flow_cache")
+FOLDERS = ("root", "cache", "flow_cache")
 """Keys of `data` that are folders or files."""
 
 WITHOUT_EFFECT = ("training.workers", "training.cache_gb", "training.checkpoint_activations")
@@ -245,7 +245,7 @@ def _as_container(experiment: Experiment) -> Any:
 def _absolute(config: Any) -> Any:
     """Folders of data by their whole path, so that a run can be evaluated from any folder."""
     data = config["data"]
-    for key in set(PLACES) & set(data):
+    for key in set(FOLDERS) & set(data):
         if data[key]:
             data[key] = str(Path(data[key]).absolute())
     return config

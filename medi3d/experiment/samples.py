@@ -31,7 +31,7 @@ from medi3d.datasets.sampling.stream import (
     validation_loader,
 )
 from medi3d.engine import distributed
-from medi3d.engine.log import console, log
+from medi3d.engine.log import log, screen
 from medi3d.engine.settings import TrainingSettings
 from medi3d.errors import DataError
 from medi3d.experiment.settings import (
@@ -79,7 +79,7 @@ class Data:
         if not settings.cache_gb:
             return self.load
         cache = MemoryCache(self.load, settings.cache_gb * 2**30)
-        for item in track(items, "reading", console=console, disable=not console.is_terminal):
+        for item in track(items, "reading", console=screen, disable=not screen.is_terminal):
             cache(item)
         return cache
 

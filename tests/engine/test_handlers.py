@@ -68,8 +68,8 @@ def test_progress_speaks_where_it_is(tmp_path, monkeypatch, terminal):
 
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=terminal, width=120)
-    monkeypatch.setattr(log, "console", console)
-    monkeypatch.setattr(handlers, "console", console)
+    monkeypatch.setattr(log, "screen", console)
+    monkeypatch.setattr(handlers, "screen", console)
     monkeypatch.setattr(handlers.TrainingProgress, "seconds_between_lines", 0.0)
     with log.shown_log(tmp_path / "log.txt"):
         progress_of(SETTINGS)

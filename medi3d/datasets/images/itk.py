@@ -28,7 +28,7 @@ def read_itk_header(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
-PLACES = ("offset", "position", "origin", "elementspacing", "elementsize", "transformmatrix", "rotation")
+GEOMETRY = ("offset", "position", "origin", "elementspacing", "elementsize", "transformmatrix", "rotation")
 
 
 def _check_meta_header(path: Path) -> tuple[Path, int] | None:
@@ -42,7 +42,7 @@ def _check_meta_header(path: Path) -> tuple[Path, int] | None:
         for line in iter(lambda: file.readline(4096), b""):
             key, _, value = (part.strip() for part in line.decode("latin-1").partition("="))
             key = key.lower()
-            if key in PLACES and not _finite(value):
+            if key in GEOMETRY and not _finite(value):
                 raise DataError(f"{path}: {key} is {value!r}; finite numbers are needed")
             if key == "compresseddata":
                 packed = value[:1].lower() in ("t", "y", "1")
