@@ -150,11 +150,11 @@ def compare(
     from medi3d.cli.tables import print_effects
     from medi3d.comparison.compare import run_comparison
     from medi3d.comparison.config import load_comparison
-    from medi3d.comparison.executor import make_executor
+    from medi3d.comparison.executor import create_executor
 
     comparison, resolve = load_comparison(config, overrides or [])
     folder = runs / comparison.name
-    computed = make_executor(executor, workers, comparison.gpus)
+    computed = create_executor(executor, workers, comparison.gpus)
     results = run_comparison(comparison, resolve, folder, computed, resume=resume)
     print_effects(results)
     typer.echo(f"{folder / 'report.html'}")

@@ -30,7 +30,7 @@ from medi3d.datasets.images.preprocessing import to_array, to_canonical
 from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.errors import ConfigError, WeightsError
 from medi3d.experiment.settings import Experiment, SegmentationExperiment, segmentation_of
-from medi3d.experiment.tasks import make_network, make_task
+from medi3d.experiment.tasks import build_network, build_task
 from medi3d.prediction.predict import run_prediction
 from medi3d.reports.plots import plot_overlay
 from medi3d.weights.catalogue import find_weights, get_row
@@ -131,7 +131,7 @@ def _has_weights(group: str, experiment: Experiment) -> bool:
 
 def _prove(experiment: SegmentationExperiment) -> dict[str, Any]:
     """Inflate with the published weights; what is not exact is refused."""
-    network: Any = make_network(experiment, make_task(experiment))
+    network: Any = build_network(experiment, build_task(experiment))
     report, weights = network.encoder.report.to_dict(), experiment.network.weights
     counts = ", ".join(f"{name} {count}" for name, count in report["weights"]["counts"].items() if count)
     error = f"{report['max_rel_error']:.1e}"

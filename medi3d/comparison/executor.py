@@ -56,7 +56,7 @@ class LocalExecutor:
             while queue or running:
                 while queue and idle:
                     slot, cell = idle.popleft(), queue.popleft()
-                    pool = pools.get(slot) or process_pool(1, prepare_process, cell.threads, slot)
+                    pool = pools.get(slot) or process_pool(1, become_worker, cell.threads, slot)
                     pools[slot] = pool
                     running[pool.submit(self.run, cell, folder)] = slot, cell
                 done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
@@ -77,7 +77,7 @@ class LocalExecutor:
                 pool.shutdown(cancel_futures=True)
 
 
-def prepare_process(threads: int, slot: int | None = None) -> None:
+def become_worker(threads: int, slot: int | None = None) -> None:
     """Prepare a worker process: silent, with its share of cores and a GPU."""
     import SimpleITK as sitk
 
@@ -123,14 +123,14 @@ class RayExecutor:
 
 def _run_on_ray(cell: Cell, folder: Path, directory: Path) -> str | None:
     os.chdir(directory)  # paths in the config are relative to the caller's directory
-    prepare_process(cell.threads)
+    become_worker(cell.threads)
     return run_cell(cell, folder)
 
 
 EXECUTORS = ("local", "ray")
 
 
-def make_executor(name: str, workers: int | None, gpus: float) -> Executor:
+def create_executor(name: str, workers: int | None, gpus: float) -> Executor:
     """The executor of that name.
 
     Raises:

@@ -18,7 +18,7 @@ from medi3d.datasets.clips.settings import ClipSettings
 from medi3d.datasets.cohorts.cases import load_case
 from medi3d.datasets.cohorts.cohort import Case
 from medi3d.datasets.images.preprocessing import load_image
-from medi3d.experiment.tasks import make_network, make_task
+from medi3d.experiment.tasks import build_network, build_task
 from medi3d.models.norms import batch_norms
 from medi3d.prediction.predictor import Predictor
 from medi3d.reports.filters import first_kernel
@@ -40,7 +40,7 @@ class Trained:
     def load(cls, results: Results, point: Point) -> "Trained":
         """Build both; pretrained weights are read again."""
         cell = results.cells[point]
-        before = make_network(cell.experiment, make_task(cell.experiment)).eval()
+        before = build_network(cell.experiment, build_task(cell.experiment)).eval()
         return cls(point, cell, before, Predictor.load(cell.run(results.grid.folder / "cells")))
 
     @property
@@ -81,7 +81,7 @@ def plot_confusions(results: Results, pair: tuple[Trained, Trained], path: Path)
         runs = [results.done[replace(trained.point, fold=fold)] for fold in folds]
         pairs = [(row["label"], row["predicted"]) for run in runs for row in run.cases]
         right = sum(one == other for one, other in pairs)
-        draw_confusion(axes, pairs, make_task(trained.cell.experiment).classes)
+        draw_confusion(axes, pairs, build_task(trained.cell.experiment).classes)
         axes.set_title(f"{trained.name}: {right} of {len(pairs)}", size=10)
     return save_figure(figure, path)
 

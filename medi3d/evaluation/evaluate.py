@@ -27,7 +27,7 @@ from medi3d.engine.precision import evaluating
 from medi3d.errors import ConfigError, DataError, WeightsError
 from medi3d.experiment.run import Run
 from medi3d.experiment.settings import clips_of
-from medi3d.experiment.tasks import make_network, make_task
+from medi3d.experiment.tasks import build_network, build_task
 from medi3d.files import write_table
 from medi3d.prediction.postprocessing import decide, keep_largest, write_largest
 from medi3d.prediction.predictor import Predictor, load_members, segment
@@ -114,7 +114,7 @@ SCORERS: dict[str, Callable[[Run, str], list[Row]]] = {
 @expendable
 def _draw_filters(run: Run, predictor: Predictor) -> None:
     try:
-        before = make_network(run.experiment, make_task(run.experiment))
+        before = build_network(run.experiment, build_task(run.experiment))
     except WeightsError as error:  # the run may come from a machine that had the weights
         log.info(f"no picture of the filters: {error}")
         return

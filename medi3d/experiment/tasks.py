@@ -20,9 +20,9 @@ from medi3d.experiment.settings import (
     SegmentationExperiment,
 )
 from medi3d.experiment.strategies import CONVERSIONS
-from medi3d.models.networks import build_network
+from medi3d.models.networks import create_network
 from medi3d.models.norms import convert_norms
-from medi3d.models.pretext import pretext_network
+from medi3d.models.pretext import create_pretext_network
 from medi3d.models.video.registry import of_any_length
 
 
@@ -41,12 +41,12 @@ class Needs:
     data: Callable[[Any], Data]
 
 
-def make_task(experiment: Experiment) -> Task:
+def build_task(experiment: Experiment) -> Task:
     """The task of an experiment, with the names of its classes."""
     return NEEDS[experiment.task].task(experiment)
 
 
-def make_network(
+def build_network(
     experiment: Experiment,
     task: Task,
     *,
@@ -58,7 +58,7 @@ def make_network(
 
     Args:
         experiment: with its strategy and seed.
-        task: from `make_task`.
+        task: from `build_task`.
         pretrained: False leaves pretrained weights unread, for a checkpoint that replaces them all.
         proof: False leaves out the proof of exactness, for a checkpoint whose training began with it.
         checkpoint: content of the checkpoint that fills the network; it knows what input files of the user
@@ -104,7 +104,7 @@ def _side(experiment: Experiment) -> int | None:
     return None
 
 
-def prepare_data(experiment: Experiment) -> Data:
+def build_data(experiment: Experiment) -> Data:
     """The training and validation samples of an experiment.
 
     Raises:
@@ -135,12 +135,12 @@ def _pretext_data(experiment: PretrainingExperiment) -> Data:
 
 
 def _builder(task: str) -> Callable[..., nn.Module]:
-    return lambda settings, classes, **options: build_network(settings, task, classes, **options)
+    return lambda settings, classes, **options: create_network(settings, task, classes, **options)
 
 
 NEEDS: dict[str, Needs] = {
     "segmentation": Needs(_segmentation, _builder("segmentation"), volume_data),
     "classification": Needs(_classification, _builder("classification"), clip_data),
-    "pretraining": Needs(_pretext, pretext_network, _pretext_data),
+    "pretraining": Needs(_pretext, create_pretext_network, _pretext_data),
 }
 """Word under `task` in a config -> what it needs; the sections of its config are in `settings.TASKS`."""

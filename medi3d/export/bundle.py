@@ -23,7 +23,7 @@ from medi3d.experiment.config import load_resolved
 from medi3d.experiment.run import Run
 from medi3d.experiment.settings import SegmentationExperiment, segmentation_of
 from medi3d.experiment.strategies import CONVERSIONS
-from medi3d.experiment.tasks import make_task
+from medi3d.experiment.tasks import build_task
 from medi3d.export.network import licences_of
 from medi3d.files import file_sha256, folder_aside, writing, written_aside
 from medi3d.keys import check_inert
@@ -213,7 +213,7 @@ def load_predictor(network: nn.Module, bundle: str | Path) -> Predictor:
         raise WeightsError(f"{path}: not the weights of this network ({first_line(error)})") from error
     experiment = load_resolved(bundle / EXPERIMENT)
     largest = read_largest(bundle / DECIDED)
-    return Predictor.of(experiment, make_task(experiment), network, file_sha256(path), largest, str(bundle))
+    return Predictor.of(experiment, build_task(experiment), network, file_sha256(path), largest, str(bundle))
 
 
 def predict(predictor: Predictor, inputs: Sequence[str], out: str) -> list[str]:

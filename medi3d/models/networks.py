@@ -85,7 +85,7 @@ class NetworkSettings:
         }
 
 
-def build_network(
+def create_network(
     settings: NetworkSettings,
     task: str,
     num_classes: int,

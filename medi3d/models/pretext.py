@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from medi3d.errors import ConfigError
 from medi3d.inflation.network import Inflated
-from medi3d.models.networks import NetworkSettings, build_network
+from medi3d.models.networks import NetworkSettings, create_network
 from medi3d.models.segmenter import finest_head
 
 
@@ -22,19 +22,19 @@ class NoView(nn.Module):
         return volume.new_zeros(volume.shape[0], self.channels, *volume.shape[2:])
 
 
-def pretext_network(settings: NetworkSettings, outputs: int, **options: Any) -> nn.Module:
+def create_pretext_network(settings: NetworkSettings, outputs: int, **options: Any) -> nn.Module:
     """Encoder and a decoder without a view of the input: `(B, C, D, H, W)` -> `(B, outputs, D, H, W)`.
 
     Args:
         settings: the network.
         outputs: channels of the answer.
-        options: `read_weights`, `proof`, `contract` and `size` of `build_network`.
+        options: `read_weights`, `proof`, `contract` and `size` of `create_network`.
 
     Raises:
         ConfigError: the encoder cannot be kept as an artifact.
     """
     # A segmenter has two classes at least; its heads are replaced anyway.
-    network: Any = build_network(settings, "segmentation", max(2, outputs), **options)
+    network: Any = create_network(settings, "segmentation", max(2, outputs), **options)
     if not isinstance(network.encoder, Inflated):
         raise ConfigError(
             f"network.source is {settings.source!r}: it is 3D from the start, and pretraining keeps inflated "

@@ -11,7 +11,7 @@ from medi3d.datasets.cohorts.splits import VALIDATION, listed_folds, split_cases
 from medi3d.datasets.images.files import read_header
 from medi3d.errors import ConfigError, DataError, Medi3dError
 from medi3d.experiment.config import complete
-from medi3d.experiment.tasks import make_network, make_task
+from medi3d.experiment.tasks import build_network, build_task
 from medi3d.planning.choices import Choice
 
 PART, MOST = 5, 40
@@ -122,7 +122,7 @@ def early_problems(given: DictConfig, cohort: Cohort) -> list[str]:
     except Medi3dError as error:
         return [str(error)]
     try:
-        make_network(experiment, make_task(experiment), pretrained=False, proof=False)
+        build_network(experiment, build_task(experiment), pretrained=False, proof=False)
     except Medi3dError as error:
         problems.append(str(error))
     cases = without_tests(cohort.cases)

@@ -15,7 +15,7 @@ from medi3d.engine import distributed
 from medi3d.engine.precision import Precision
 from medi3d.errors import Medi3dError
 from medi3d.experiment.settings import SegmentationExperiment
-from medi3d.experiment.tasks import make_network, make_task
+from medi3d.experiment.tasks import build_network, build_task
 from medi3d.planning.choices import Choice
 from medi3d.planning.fingerprint import Fingerprint
 
@@ -128,8 +128,8 @@ def _step(experiment: SegmentationExperiment, patch: Triple, answer: Any) -> Non
     before = _peak_bytes(device)
     try:
         experiment = replace(experiment, data=replace(experiment.data, patch=list(patch)))
-        task = make_task(experiment)
-        network = precision.place_network(make_network(experiment, task, pretrained=False)).train()
+        task = build_task(experiment)
+        network = precision.place_network(build_network(experiment, task, pretrained=False)).train()
         optimiser = torch.optim.AdamW(network.parameters())
         shape = (experiment.training.batch_size, experiment.data.channels, *patch)
         label = torch.zeros((shape[0], 1, *patch), dtype=torch.uint8, device=device)

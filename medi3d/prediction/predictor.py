@@ -21,7 +21,7 @@ from medi3d.engine.state import fill_network, read_checkpoint
 from medi3d.engine.task import Task
 from medi3d.errors import ConfigError, DataError
 from medi3d.experiment.run import Run, plan_file
-from medi3d.experiment.tasks import make_network, make_task
+from medi3d.experiment.tasks import build_network, build_task
 from medi3d.files import file_sha256
 from medi3d.prediction.postprocessing import keep_largest, read_largest
 
@@ -64,9 +64,9 @@ class Predictor:
         Raises:
             WeightsError: the run has no complete checkpoint, or it is of another network.
         """
-        task = make_task(run.experiment)
+        task = build_task(run.experiment)
         content = read_checkpoint(run.best)
-        network = make_network(run.experiment, task, pretrained=False, proof=False, checkpoint=content)
+        network = build_network(run.experiment, task, pretrained=False, proof=False, checkpoint=content)
         fill_network(network, content, run.best)
         largest = read_largest((decided or run).largest)
         plan = plan_file(run.experiment)
@@ -87,7 +87,7 @@ class Predictor:
 
         Args:
             experiment: how it was trained.
-            task: from `make_task`.
+            task: from `build_task`.
             network: with its weights.
             weights: SHA-256 of the files that define its function: weights, plan.
             largest: names of the labels that keep only their largest component.

@@ -20,7 +20,7 @@ from medi3d.experiment.run import Run
 from medi3d.experiment.samples import Data
 from medi3d.experiment.settings import Experiment
 from medi3d.experiment.strategies import CONVERSIONS
-from medi3d.experiment.tasks import make_network
+from medi3d.experiment.tasks import build_network
 from medi3d.files import write_table
 from medi3d.models.norms import batch_norms, freeze_norms
 from medi3d.training.domain_shift import measure_drift, recalibrate, stages
@@ -29,7 +29,7 @@ CALIBRATION = 32
 """Number of training samples for recalibrating batch norms."""
 
 
-def prepare_encoder(run: Run, task: Task, network: nn.Module, data: Data, precision: Precision) -> None:
+def adapt_encoder(run: Run, task: Task, network: nn.Module, data: Data, precision: Precision) -> None:
     """Before the first step: recalibrate batch norms if asked, and write `drift.csv` of a pretrained encoder.
 
     The table has the rows of `measure_drift` on the first training samples: for the loaded weights, and again
@@ -43,7 +43,7 @@ def prepare_encoder(run: Run, task: Task, network: nn.Module, data: Data, precis
         loaded: Any = network
         if tuning.batchnorm in CONVERSIONS:
             plain = replace(experiment, tuning=replace(tuning, batchnorm="keep"))
-            loaded = precision.place_network(make_network(plain, task))
+            loaded = precision.place_network(build_network(plain, task))
         rows += _drift("loaded", loaded.encoder, experiment, data, precision)
     if tuning.batchnorm == "recalibrate":
         recalibrate(encoder, _volumes(experiment, data, CALIBRATION), precision)

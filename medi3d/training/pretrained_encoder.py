@@ -19,7 +19,7 @@ from medi3d.errors import DataError, WeightsError
 from medi3d.experiment.pretext_samples import PretextSamples
 from medi3d.experiment.run import Run
 from medi3d.experiment.settings import Experiment, PretrainingExperiment
-from medi3d.experiment.tasks import make_network, make_task
+from medi3d.experiment.tasks import build_network, build_task
 from medi3d.files import file_sha256, read_table
 from medi3d.inflation.network import Inflated, prove
 from medi3d.models.artifact import collapse, read_description, save_artifact
@@ -45,9 +45,9 @@ def keep_encoder(run: Run) -> dict[str, Any]:
         WeightsError: the run has no usable checkpoint, or the artifact cannot be written.
     """
     experiment: Any = run.experiment
-    task = make_task(experiment)
+    task = build_task(experiment)
     content = read_checkpoint(run.best)
-    network: Any = make_network(experiment, task, pretrained=False, checkpoint=content)
+    network: Any = build_network(experiment, task, pretrained=False, checkpoint=content)
     facts = fill_network(network, content, run.best)
     precision = Precision.choose(experiment.training.precision, distributed.local_device())
     precision.place_network(network).eval()

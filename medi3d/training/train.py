@@ -28,12 +28,12 @@ from medi3d.experiment.run import Run
 from medi3d.experiment.samples import Data
 from medi3d.experiment.settings import Experiment
 from medi3d.experiment.strategies import frozen_parts, parameter_groups
-from medi3d.experiment.tasks import make_network, make_task, prepare_data
+from medi3d.experiment.tasks import build_data, build_network, build_task
 from medi3d.files import alone_in, read_table
 from medi3d.inflation.checkpointing import checkpoint_activations
 from medi3d.processes import reported_workers
 from medi3d.reports.plots import plot_curves
-from medi3d.training.fine_tuning import GradualUnfreezing, prepare_encoder, pull_to_start, tune
+from medi3d.training.fine_tuning import GradualUnfreezing, adapt_encoder, pull_to_start, tune
 from medi3d.training.pretrained_encoder import artifact_of, check_unseen, keep_encoder
 
 
@@ -84,7 +84,7 @@ def _alone_in(run: Run) -> AbstractContextManager[None]:
 
 def _train(run: Run, device: torch.device, split: str) -> dict[str, Any]:
     experiment, settings = run.experiment, run.experiment.training
-    task, data = make_task(experiment), prepare_data(experiment)
+    task, data = build_task(experiment), build_data(experiment)
     if (settings.cpu_seconds or settings.gpu_seconds) and distributed.ranks() > 1:
         raise ConfigError(f"a budget of compute needs a single process, not {distributed.ranks()}")
     if experiment.task == "segmentation" and artifact_of(experiment):
@@ -92,7 +92,7 @@ def _train(run: Run, device: torch.device, split: str) -> dict[str, Any]:
         check_unseen(experiment, cases_of(run.volumes, split))
     precision, tuning = Precision.choose(settings.precision, device), experiment.tuning
     known = read_checkpoint(run.last) if run.last.is_file() else None
-    network = make_network(experiment, task, checkpoint=known)
+    network = build_network(experiment, task, checkpoint=known)
     frozen = tune(experiment, network, frozen_parts(network, experiment.strategy))
     if settings.checkpoint_activations:
         checkpoint_activations(network)
@@ -105,7 +105,7 @@ def _train(run: Run, device: torch.device, split: str) -> dict[str, Any]:
         pull_to_start(state, tuning.l2_sp)
     if not run.last.is_file():
         with state.clock.apart():
-            prepare_encoder(run, task, network, data, precision)
+            adapt_encoder(run, task, network, data, precision)
     else:
         state.load(run.last)
         log.info(f"resuming from step {state.step}")

@@ -19,7 +19,7 @@ from medi3d.comparison import compare as compare_module
 from medi3d.comparison.cell import run_cell
 from medi3d.comparison.compare import best_rates, run_comparison
 from medi3d.comparison.config import load_comparison
-from medi3d.comparison.executor import LocalExecutor, RayExecutor, make_executor
+from medi3d.comparison.executor import LocalExecutor, RayExecutor, create_executor
 from medi3d.comparison.grid import Grid, Point
 from medi3d.comparison.report import write_comparison
 from medi3d.comparison.wording import answer
@@ -141,11 +141,11 @@ def test_what_cannot_be_compared_is_refused(describe, tmp_path, changes, message
 
 def test_an_executor_that_is_not_known_is_refused():
     with pytest.raises(ConfigError, match="--executor is 'slurm': one of local, ray"):
-        make_executor("slurm", None, 0)
+        create_executor("slurm", None, 0)
     with pytest.raises(ConfigError, match="--workers is 0"):
-        make_executor("local", 0, 0)
+        create_executor("local", 0, 0)
     with pytest.raises(ConfigError, match="--workers is for the executor local"):
-        make_executor("ray", 2, 0)
+        create_executor("ray", 2, 0)
 
 
 def test_the_best_rate_of_each_arm_is_taken():

@@ -61,7 +61,7 @@ def command(bench):
         raise ConfigError("seen")
 
     with bench.monkeypatch.context() as patch:
-        patch.setattr(executor, "make_executor", lambda *given: given)
+        patch.setattr(executor, "create_executor", lambda *given: given)
         patch.setattr(compare, "run_comparison", take)
         patch.setattr(sys, "argv", ["medi3d", "compare", str(bench.config), *bench.overrides])
         with pytest.raises(SystemExit):

@@ -9,7 +9,7 @@ from medi3d.errors import ConfigError
 from medi3d.experiment.config import load_config
 from medi3d.experiment.run import Run
 from medi3d.experiment.settings import ClassificationExperiment, SegmentationExperiment
-from medi3d.experiment.tasks import make_network, make_task
+from medi3d.experiment.tasks import build_network, build_task
 
 SHIPPED = sorted(path for kind in ("segmentation", "video") for path in Path("configs", kind).glob("*.yaml"))
 
@@ -117,8 +117,8 @@ def test_every_shipped_config_can_be_built(path, shared, monkeypatch):
     monkeypatch.setenv("MEDI3D_SHARED", str(shared.parent))
     experiment = load_config(path)
     assert experiment.name == path.stem
-    task = make_task(experiment)
-    network = make_network(experiment, task, pretrained=False)
+    task = build_task(experiment)
+    network = build_network(experiment, task, pretrained=False)
     assert isinstance(experiment, ClassificationExperiment) == (task.name == "classification")
     assert sum(p.numel() for p in network.parameters()) > 1e5
 

@@ -24,7 +24,7 @@ from medi3d.errors import ConfigError, DataError
 from medi3d.experiment.config import load_config
 from medi3d.experiment.settings import TASKS
 from medi3d.experiment.strategies import frozen_parts
-from medi3d.experiment.tasks import make_network, make_task, prepare_data
+from medi3d.experiment.tasks import build_data, build_network, build_task
 from medi3d.models.artifact import save_artifact
 from medi3d.models.encoders import create_encoder
 from medi3d.models.segmenter import Segmenter
@@ -66,7 +66,7 @@ class Bench:
 
     @property
     def data(self):
-        return prepare_data(self.experiment)
+        return build_data(self.experiment)
 
     def medi3d(self, *arguments):
         self.monkeypatch.setattr(sys, "argv", ["medi3d", *map(str, arguments)])
@@ -183,36 +183,36 @@ def drawn(bench, count=4):
 
 def network(bench):
     experiment = bench.experiment
-    built = make_network(experiment, make_task(experiment))
+    built = build_network(experiment, build_task(experiment))
     kinds = [type(module).__name__ for module in built.modules()]
     return kinds, {name: facts(p) for name, p in built.named_parameters()}
 
 
 def contract(bench):
     experiment = bench.experiment
-    built = make_network(experiment, make_task(experiment), pretrained=False)
+    built = build_network(experiment, build_task(experiment), pretrained=False)
     return built.encoder.normaliser is None
 
 
 def outputs(bench):
     experiment = bench.experiment
-    found = make_network(experiment, make_task(experiment)).train()(torch.randn(2, 1, 16, 16, 16))
+    found = build_network(experiment, build_task(experiment)).train()(torch.randn(2, 1, 16, 16, 16))
     return isinstance(found, torch.Tensor)
 
 
 def dropout(bench):
     experiment = bench.experiment
-    built = make_network(experiment, make_task(experiment))
+    built = build_network(experiment, build_task(experiment))
     return [module.p for module in built.modules() if isinstance(module, nn.Dropout)]
 
 
 def frozen(bench):
     experiment = bench.experiment
-    return len(frozen_parts(make_network(experiment, make_task(experiment)), experiment.strategy))
+    return len(frozen_parts(build_network(experiment, build_task(experiment)), experiment.strategy))
 
 
 def classes(bench):
-    return make_task(bench.experiment).classes
+    return build_task(bench.experiment).classes
 
 
 def optimised(bench):

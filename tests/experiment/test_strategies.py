@@ -11,7 +11,7 @@ from medi3d.errors import ConfigError
 from medi3d.experiment.config import load_config
 from medi3d.experiment.run import Run
 from medi3d.experiment.strategies import frozen_parts, parameter_groups
-from medi3d.experiment.tasks import make_network, make_task
+from medi3d.experiment.tasks import build_network, build_task
 from medi3d.training.train import run_training
 
 
@@ -52,7 +52,7 @@ def test_only_a_fixed_encoder_stays_as_it_was(config, tmp_path, strategy):
     source = ["network.source=timm:test_resnet", "network.levels=3", f"strategy={strategy}"]
     experiment = load_config(config, [*source, "training.steps=2"])
     run_training(Run(tmp_path / "run", experiment))
-    before = make_network(experiment, make_task(experiment)).state_dict()
+    before = build_network(experiment, build_task(experiment)).state_dict()
     after = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["network"]
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert any(key.startswith("decoder") for key in moved)
@@ -62,7 +62,7 @@ def test_only_a_fixed_encoder_stays_as_it_was(config, tmp_path, strategy):
 
 def test_original_draws_its_weights_and_asks_for_none(config):
     experiment = load_config(config, ["network.source=timm:test_resnet", "network.weights=nowhere/none"])
-    task = make_task(experiment)
-    network = make_network(experiment, task)
-    again = make_network(dataclasses.replace(experiment, seed=1), task)
+    task = build_task(experiment)
+    network = build_network(experiment, task)
+    again = build_network(dataclasses.replace(experiment, seed=1), task)
     assert not torch.equal(*(next(n.encoder.parameters()) for n in (network, again)))

@@ -14,7 +14,7 @@ from medi3d.models import encoders
 from medi3d.models.artifact import load_artifact, read_description, save_artifact
 from medi3d.models.contract import InputRangeWarning, Normaliser, timm_contract
 from medi3d.models.encoders import create_encoder
-from medi3d.models.networks import NetworkSettings, build_network
+from medi3d.models.networks import NetworkSettings, create_network
 from medi3d.weights.catalogue import get_row
 from medi3d.weights.rows import InputContract
 
@@ -154,7 +154,7 @@ def test_network_for_a_checkpoint_has_the_contract_of_weights_that_are_not_read(
     monkeypatch.setenv("MEDI3D_WEIGHTS_PATH", "")
     monkeypatch.setattr(encoders, "load_weights", None)  # to read any would be an error
     settings = NetworkSettings("timm:tf_efficientnet_lite0", weights, levels=2)
-    network = build_network(settings, "segmentation", 2, read_weights=False)
+    network = create_network(settings, "segmentation", 2, read_weights=False)
     assert network.encoder.normaliser.contract == (
         LITE if weights != "timm" else timm_contract(settings.source)
     )

@@ -13,7 +13,7 @@ from medi3d.inflation.network import build
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.verify import verify
 from medi3d.models.encoders import create_encoder
-from medi3d.models.networks import NetworkSettings, build_network, create_classifier, create_segmenter
+from medi3d.models.networks import NetworkSettings, create_classifier, create_network, create_segmenter
 from medi3d.models.segmenter import HEADS
 from medi3d.models.sources import build_source
 
@@ -199,7 +199,7 @@ def test_the_decoder_starts_the_same_whatever_fills_the_encoder(change, tmp_path
     for changed in ({}, change):
         torch.manual_seed(5)
         settings = NetworkSettings(source="timm:test_resnet", levels=2, **changed)
-        networks.append(build_network(settings, "segmentation", 2))
+        networks.append(create_network(settings, "segmentation", 2))
     one, other = (network.state_dict() for network in networks)
     differing = {name.split(".")[0] for name in one if not torch.equal(one[name], other[name])}
     assert differing == {"encoder"}
@@ -342,10 +342,10 @@ def test_a_config_builds_what_it_says():
     settings = NetworkSettings(
         "timm:test_resnet", levels=2, in_channels=2, deep_supervision=True, decoder_channels=[8, 8]
     )
-    net = build_network(settings, "segmentation", 4)
+    net = create_network(settings, "segmentation", 4)
     assert [head.weight.shape[:2] for head in net.heads] == [(4, 8), (4, 8)]
     assert net.encoder.in_channels == 2
-    classifier = build_network(NetworkSettings("unet", dropout=0.1), "classification", 5)
+    classifier = create_network(NetworkSettings("unet", dropout=0.1), "classification", 5)
     assert classifier(torch.randn(2, 1, 16, 16, 16)).shape == (2, 5)
     assert classifier.head[0].p == 0.1
 
@@ -368,7 +368,7 @@ def test_impossible_settings_are_refused_by_name(key, value):
 
 def test_an_unknown_task_is_refused():
     with pytest.raises(ConfigError, match="task is 'detection'"):
-        build_network(NetworkSettings("unet"), "detection", 2)
+        create_network(NetworkSettings("unet"), "detection", 2)
 
 
 @pytest.mark.parametrize("source", ["inception_v1", "timm:tf_efficientnet_lite0"])

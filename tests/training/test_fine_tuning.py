@@ -15,7 +15,7 @@ from medi3d.errors import ConfigError
 from medi3d.experiment.config import load_config
 from medi3d.experiment.run import Run
 from medi3d.experiment.strategies import TuningSettings, parameter_groups
-from medi3d.experiment.tasks import make_network, make_task
+from medi3d.experiment.tasks import build_network, build_task
 from medi3d.inflation.checkpointing import CheckpointedBlock
 from medi3d.inflation.fold import Call
 from medi3d.models.artifact import save_artifact
@@ -166,7 +166,7 @@ def test_stages_thaw_from_the_deepest_on():
 
 def test_a_run_with_unfreezing_moves_only_what_is_thawed(config, artifact, tmp_path):
     experiment = tuned(config, artifact, "tuning.unfreeze=1.0", "training.steps=2")
-    first = make_network(experiment, make_task(experiment)).state_dict()
+    first = build_network(experiment, build_task(experiment)).state_dict()
     deepest = {f"encoder.{name}" for name in stages(encoder_of())[-1]}
     run_training(Run(tmp_path / "run", experiment))
     last = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["network"]
@@ -190,7 +190,7 @@ def test_every_policy_trains_and_leaves_its_drift(config, artifact, tmp_path, po
     if policy == "recalibrate":
         assert all(float(row["spread"]) < spread for row, spread in zip(rows[3:], loaded, strict=True))
     last = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["network"]
-    first = make_network(experiment, make_task(experiment)).state_dict()
+    first = build_network(experiment, build_task(experiment)).state_dict()
     assert first.keys() == last.keys()
     if policy == "freeze":
         kept = [key for key in first if "encoder" in key and ".bn" in key]

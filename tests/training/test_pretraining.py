@@ -15,7 +15,7 @@ from medi3d.engine.state import read_checkpoint
 from medi3d.errors import ConfigError, DataError
 from medi3d.experiment.config import load_config
 from medi3d.experiment.run import Run
-from medi3d.experiment.tasks import make_network, make_task, prepare_data
+from medi3d.experiment.tasks import build_data, build_network, build_task
 from medi3d.models.artifact import load_artifact, read_description
 from medi3d.models.encoders import create_encoder
 from medi3d.models.networks import create_segmenter
@@ -117,7 +117,7 @@ def test_the_contract_of_the_first_weights_is_kept(cohort, config, tmp_path, mon
 
 def test_all_that_is_restored_went_through_the_encoder(cohort, config):
     experiment = pretraining(cohort, config)
-    network = make_network(experiment, make_task(experiment)).eval()
+    network = build_network(experiment, build_task(experiment)).eval()
     volume = torch.rand(1, 1, 16, 16, 16)
     features = network.encoder(volume)
     one, other = (network.decoder(x, features)[0] for x in (volume, torch.zeros_like(volume)))
@@ -142,7 +142,7 @@ def test_a_stopped_pretraining_ends_with_the_same_artifact(cohort, config, tmp_p
 def test_it_starts_from_other_weights(cohort, config, tmp_path, pretrained):
     start = f"network.weights=file:{pretrained[1]['artifact']}"
     experiment = pretraining(cohort, config, "restoration", [start, "training.steps=1"])
-    network = make_network(experiment, make_task(experiment))
+    network = build_network(experiment, build_task(experiment))
     first = load_artifact(pretrained[1]["artifact"]).network.state_dict()
     assert all(torch.equal(v, first[k]) for k, v in network.encoder.network.state_dict().items())
     facts = run_training(Run(tmp_path / "run", experiment))
@@ -152,8 +152,8 @@ def test_it_starts_from_other_weights(cohort, config, tmp_path, pretrained):
 
 def test_validation_cases_are_never_seen(cohort, config, pretrained, tmp_path):
     target = load_config(config, [f"network.source={pretrained[1]['artifact']}", "strategy=full"])
-    data = prepare_data(target)
-    seen = {volume.name for volume in prepare_data(pretraining(cohort, config)).training}
+    data = build_data(target)
+    seen = {volume.name for volume in build_data(pretraining(cohort, config)).training}
     assert not seen & {f"{cohort.name}/{case.name}" for case in data.validation}
     check_unseen(target, data.validation)
     with pytest.raises(DataError, match="was pretrained on this validation case"):
@@ -161,11 +161,11 @@ def test_validation_cases_are_never_seen(cohort, config, pretrained, tmp_path):
     with pytest.raises(DataError, match="was pretrained on this validation case"):
         run_training(Run(tmp_path / "judged", target), split="training")
     with pytest.raises(ConfigError, match="an artifact holds weights, which strategy original cannot use"):
-        make_network(dataclasses.replace(target, strategy="original"), make_task(target))
+        build_network(dataclasses.replace(target, strategy="original"), build_task(target))
 
 
 def test_a_validation_sample_is_the_same_each_time(cohort, config):
-    data = prepare_data(pretraining(cohort, config, "restoration"))
+    data = build_data(pretraining(cohort, config, "restoration"))
     sample = data.load(data.validation[0])
     one, other = data.whole(sample), data.whole(sample)
     assert torch.equal(one["image"], other["image"])
@@ -191,7 +191,7 @@ def test_the_excluded_config_must_be_of_the_cohort(cohort, config):
     other = load_config(config)
     config.write_text(config.read_text().replace(str(other.data.root), str(config.parent)))
     with pytest.raises(ConfigError, match="not about"):
-        prepare_data(pretraining(cohort, config))
+        build_data(pretraining(cohort, config))
 
 
 def test_the_command(cohort, config, tmp_path, monkeypatch, capsys):
@@ -212,9 +212,9 @@ def test_the_command(cohort, config, tmp_path, monkeypatch, capsys):
 
 def test_the_shipped_configs_leave_the_evaluation_cases_out(shared, monkeypatch):
     monkeypatch.setenv("MEDI3D_SHARED", str(shared.parent))
-    hippocampus = prepare_data(load_config("configs/segmentation/hippocampus_i3d.yaml"))
+    hippocampus = build_data(load_config("configs/segmentation/hippocampus_i3d.yaml"))
     for name in ("i3d_restoration", "i3d_kinetics_restoration", "lite0_restoration"):
-        data = prepare_data(load_config(f"configs/pretraining/{name}.yaml"))
+        data = build_data(load_config(f"configs/pretraining/{name}.yaml"))
         seen = {file for volume in (*data.training, *data.validation) for file in volume.files}
         assert not seen & {image for case in hippocampus.validation for image in case.images}
         assert seen & {image for case in hippocampus.training for image in case.images}

@@ -9,7 +9,7 @@ from medi3d.errors import ShapeError, SourceError
 from medi3d.inflation.fold import Call, Fold
 from medi3d.inflation.plan import DepthLayer
 from medi3d.inflation.rules import Rule
-from medi3d.models.networks import NetworkSettings, build_network, create_classifier
+from medi3d.models.networks import NetworkSettings, create_classifier, create_network
 from medi3d.models.video import PUBLISHED, VIDEO
 from medi3d.models.video.figure2 import C3D
 from medi3d.models.video.transformers import MViT, TimeEmbedding, TimeEmbeddingRule
@@ -159,8 +159,8 @@ def test_frames_of_a_size_that_it_was_not_made_for_are_refused(build, size):
 
 def test_a_config_names_a_network_and_leaves_its_plan_to_it():
     settings = NetworkSettings(source="x3d_m", in_channels=3)
-    assert build_network(settings, "classification", 2).encoder.plan.name == "x3d_m"
+    assert create_network(settings, "classification", 2).encoder.plan.name == "x3d_m"
     with pytest.raises(SourceError, match="its kernel plan are its own"):
-        build_network(NetworkSettings(source="x3d_m", in_channels=3, plan="video"), "classification", 2)
+        create_network(NetworkSettings(source="x3d_m", in_channels=3, plan="video"), "classification", 2)
     with pytest.raises(SourceError, match="unknown source"):
-        build_network(NetworkSettings(source="x3d_m"), "segmentation", 2)
+        create_network(NetworkSettings(source="x3d_m"), "segmentation", 2)
