@@ -203,8 +203,8 @@ def _extents(output: Tensor) -> tuple[int | None, int | None]:
 
 def _is_finer(output: Any, size: tuple[int, int]) -> bool:
     """Whether a map is finer than its layers tell."""
-    if not hasattr(output, "reach"):  # made beside the image
-        return False
+    if not hasattr(output, "reach"):  # made beside the image: only its rows tell
+        return isinstance(output, Tensor)
     axes = zip(size, output.shape[2:4], output.reach.step[1:], strict=False)
     return any(measured_stride(whole, extent, step) < step for whole, extent, step in axes)
 
