@@ -198,6 +198,7 @@ def test_it_compiles(name):
 
 
 @pytest.mark.slow
+@torch.no_grad()
 def test_functions_compile():
     net3d = inflate(Joined(FUNCTIONS["mean"])).eval()
     volume = torch.randn(1, 1, 5, 16, 16)
