@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from medi3d.axes import to_pair
 from medi3d.console import compact_table, console
 
 
@@ -58,7 +59,7 @@ def print_verdict(proof: Any, exact_on: str) -> None:
     """Exact (on boring volumes, or by nature on any), not exact, or not meant to be."""
     where = (
         f"worst error {proof.max_rel_error:.1e} in float64, "
-        f"{proof.depth} slices of {proof.size}×{proof.size}; "
+        f"{proof.depth} slices of {'×'.join(map(str, to_pair(proof.size)))}; "
         f"the proof took {proof.seconds:.1f} s, {proof.forward_seconds:.1f} s of it in its two forwards"
     )
     if proof.exact:

@@ -36,7 +36,8 @@ class ExactnessReport:
     Kernels with all in the middle tap, a k×1×1 convolution that starts as identity and an attention over
     depth that ends at zero mix nothing yet; training lets them.
     """
-    size: int = 0
+    size: int | tuple[int, int] = 0
+    """Height and width of the images in pixels; one number where they are equal."""
     depth: int = 0
     seconds: float = 0.0
     """What the whole proof took."""

@@ -54,14 +54,6 @@ By the full name of their class, with what must hold for the layer. Those that a
 are in `rules.stepping`.
 """
 
-FUNCTIONAL_POOLS = {"timm.models.inception_v3"}
-"""Families that step by a pool called as a function, beside a strided convolution."""
-
-
-def has_functional_pools(network: nn.Module) -> bool:
-    """Whether functional pools must be spread along depth for the branches to meet."""
-    return any(type(module).__module__ in FUNCTIONAL_POOLS for module in network.modules())
-
 
 def is_hoisted(layer: nn.Module) -> bool:
     """Whether the layer is a stem of `HOISTED`."""

@@ -14,7 +14,7 @@ A layer that runs outside of a call has no B and says so. That is what happens w
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +29,12 @@ class Call(NamedTuple):
     batch: int
     height: int = 0
     """Of the volumes, in voxels."""
-    in_pool: bool = False
-    """Whether a rule is running its 2D pool, see `FunctionalPools`."""
+    depth: int = 0
+    """Of the volumes, in slices."""
+    caller: Any = None
+    """The module whose calls of functions are spread along depth at this point, see `FunctionalCalls`."""
+    survey: Any = None
+    """Follows strides while the network is surveyed, see `reach`."""
     slices: int = 0
     """Slices of a volume where a layer's own tensors hide them, see `WindowRule` and `counting`."""
     items: int = 0
@@ -93,6 +97,12 @@ class Fold:
         return call
 
     @property
+    def caller(self) -> Any:
+        """Of the call that is running; None where none is."""
+        call = _running.calls.get(id(self))
+        return None if call is None else call.caller
+
+    @property
     def batch(self) -> int:
         """Volumes of the call that is running."""
         return self.call.batch
@@ -111,15 +121,22 @@ class Fold:
     def folded(self, volume: Tensor) -> Iterator[Tensor]:
         """While active, `volume` runs through the network: `(B, C, D, H, W)`, given folded."""
         slices = self.fold(volume)
-        call = Call(volume.shape[0], volume.shape[3], backward=_backward_pass())
+        batch, _, depth, height, _ = volume.shape
+        call = Call(batch, height, depth, backward=_backward_pass())
         with self.running(call):
             yield slices
 
-    @contextmanager
-    def pooling(self) -> Iterator[None]:
-        """While a rule runs its 2D pool."""
-        with self.running(self.call._replace(in_pool=True)):
-            yield
+    def calling(self, caller: Any) -> AbstractContextManager[None]:
+        """While the code of `caller` runs: the module whose calls of functions are spread along depth."""
+        return self.running(self.call._replace(caller=caller))
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """While a rule runs its 2D layer: calls of functions are left alone."""
+        return self.calling(None)
+
+    def surveyed(self, survey: Any) -> AbstractContextManager[None]:
+        """While strides are followed through the network, see `reach`."""
+        return self.running(self.call._replace(survey=survey))
 
     @contextmanager
     def counting(self, slices: int) -> Iterator[None]:
@@ -155,9 +172,11 @@ class Fold:
         Raises:
             ShapeError: the output is not made of tensors, or mixes the batch.
         """
+        if output is None:
+            return None
         if isinstance(output, Tensor):
             batch = self.batch
-            if output.shape[0] % batch:
+            if output.dim() == 0 or output.shape[0] % batch:
                 raise ShapeError(
                     f"the 2D network returned {tuple(output.shape)} for a batch of {batch} volumes: "
                     "it mixes the batch, and its slices cannot be told apart"

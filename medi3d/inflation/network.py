@@ -1,7 +1,6 @@
 """Inflate a whole 2D network: trace it, put the rules in, prove the result."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -10,16 +9,26 @@ from torch import Tensor, nn
 from medi3d.axes import DEPTH, Triple
 from medi3d.errors import InexactError, PlanError, ShapeError, SourceError
 from medi3d.inflation.exactness import TOLERANCE, ExactnessReport
-from medi3d.inflation.families import Pacing, has_functional_pools, is_held, is_hoisted, pacing_of
 from medi3d.inflation.fold import Fold
 from medi3d.inflation.image_sizes import ImageSizes, find_depth_multiple
 from medi3d.inflation.kernels import EXACTNESS, PROFILES, Exactness
-from medi3d.inflation.plan import DepthLayer, KernelPlan, LayerGeometry
+from medi3d.inflation.pacing import NetworkPacing, paced
+from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.reach import Level, measure_levels
-from medi3d.inflation.rules import FunctionalPools, Rule, SteppingRule, TubeletRule, find_rule, hoist
+from medi3d.inflation.rules import (
+    Caller,
+    FunctionalCalls,
+    Rule,
+    TubeletRule,
+    call_rule,
+    find_rule,
+    hoist,
+    let_call,
+)
 from medi3d.inflation.rules.base import move_hooks, own_type
 from medi3d.inflation.rules.counting import count_items
-from medi3d.inflation.tracing import Trace, copy_of, trace
+from medi3d.inflation.source import baked, check_outputs, refuse_own_forward
+from medi3d.inflation.tracing import BATCH, Trace, copy_of, trace
 from medi3d.inflation.verify import verify
 
 
@@ -96,10 +105,24 @@ class Inflated(nn.Module):
     """Height and width of the images for which the 2D network was built (`build_source`); None: its own."""
 
     def __init__(
-        self, network: nn.Module, fold: Fold, seen: Trace, in_channels: int, plan: KernelPlan, profile: str
+        self,
+        network: nn.Module,
+        fold: Fold,
+        seen: Trace,
+        in_channels: int,
+        plan: KernelPlan,
+        profile: str,
+        calls: dict[str, Rule] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.calls = nn.ModuleList((calls or {}).values())
+        self.call_paths = list(calls or {})
+        self.own_calls = {
+            (call.function, call.number): rule
+            for path, rule in (calls or {}).items()
+            if not (call := seen.calls[path]).module
+        }
         self.fold = fold
         self.in_channels = in_channels
         self.image_channels = seen.channels
@@ -107,9 +130,8 @@ class Inflated(nn.Module):
         self.profile = profile
         self.normaliser = None
         self.sizes = self.built_for = None
-        self.traced_size = seen.size
-        self.functional_pools = has_functional_pools(network)
-        self.levels = measure_levels(self, fold, seen.size)
+        self.traced_size = max(seen.size)
+        self.levels, self.deepest = measure_levels(self, fold, seen.size)
 
     @property
     def out_channels(self) -> list[int]:
@@ -157,13 +179,17 @@ class Inflated(nn.Module):
 
     def run_folded(self, slices: Tensor) -> Any:
         """The folded 2D network alone: what `Fold.fold` gives, to what `Fold.unfold` takes."""
-        functional = FunctionalPools(self.fold, self.plan) if self.functional_pools else nullcontext()
-        with functional:
+        if not self.calls:
+            return self.network(slices)
+        caller = Caller(self.own_calls)
+        with self.fold.calling(caller), FunctionalCalls(self.fold, caller):
             return self.network(slices)
 
     def rules(self) -> dict[str, Rule]:
-        """Every layer that works along depth, by its path."""
-        return {path: layer for path, layer in self.network.named_modules() if isinstance(layer, Rule)}
+        """Every layer, and every call of a function, that works along depth, by its path."""
+        layers = {path: layer for path, layer in self.network.named_modules() if isinstance(layer, Rule)}
+        calls: Any = zip(self.call_paths, self.calls, strict=True)
+        return {**layers, **dict(calls)}
 
 
 def _at_only_size(level: Level, size: int) -> Level:
@@ -187,7 +213,7 @@ def inflate(
     profile: str = "mean",
     in_channels: int | None = None,
     allow_inexact: bool = False,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> Inflated:
     """Turn a 2D network into a 3D one with the same answers on boring volumes, and prove it.
 
@@ -200,7 +226,8 @@ def inflate(
         in_channels: channels of the volumes, if not those of the images. One channel takes the sum
             of the RGB kernels.
         allow_inexact: return a network that failed the proof all the same, with its report.
-        size: height and width of the images of the proof, in pixels; None: the smallest that `net2d` takes.
+        size: height and width of the images of the proof, in pixels, one number if they are equal; None: the
+            smallest square that `net2d` takes.
 
     Raises:
         InexactError: the 3D network does not equal the 2D one; names the first module that differs. Or
@@ -239,7 +266,9 @@ def _check_depth_strides(inflated: Inflated) -> None:
             )
 
 
-def prove(net2d: nn.Module, inflated: Inflated, *, size: int | None = None) -> InflationReport:
+def prove(
+    net2d: nn.Module, inflated: Inflated, *, size: int | tuple[int, int] | None = None
+) -> InflationReport:
     """Compare an inflated network with its 2D source and keep the report as `inflated.report`."""
     return describe(inflated, verify(net2d, inflated, size=size))
 
@@ -267,25 +296,56 @@ def build(
     *,
     profile: str = "mean",
     in_channels: int | None = None,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> tuple[Inflated, Trace]:
     """Inflate without the proof: for `inflate`, and for artifacts, which are verified on demand."""
     if in_channels is not None and in_channels < 1:
         raise ShapeError(f"a network needs at least 1 input channel, not {in_channels}")
+    name, net2d = type(net2d).__name__, baked(net2d)
     seen = trace(net2d, size)
-    plan.check_patterns(list(seen.layers))
-    fold, pacing = Fold(), _Pacing(net2d, seen)
+    check_outputs(net2d, seen.outputs, BATCH)
+    plan.check_patterns([*seen.layers, *seen.calls])
+    fold, pacing = Fold(), NetworkPacing(net2d, seen)
+    network = _with_rules(net2d, plan, profile, in_channels, seen, fold, pacing)
+    calls = _with_calls(network, plan, profile, seen, fold, pacing)
+    for path in pacing.hoisted:
+        hoist(network.get_submodule(path), fold, in_channels or seen.channels, seen.size)
+    count_items(network, seen.counters, fold)
+    try:
+        inflated = Inflated(network, fold, seen, in_channels or seen.channels, plan, profile, calls)
+    except InexactError as error:
+        if in_channels in (None, seen.channels) or not seen.image_changed:
+            raise
+        raise ShapeError(
+            f"{name} changes its image before its first convolution (normalises it, or regroups its "
+            f"channels), so it cannot take {in_channels} channel(s): use in_channels={seen.channels} and "
+            "repeat the channel"
+        ) from error
+    return inflated, seen
+
+
+def _with_rules(
+    net2d: nn.Module,
+    plan: KernelPlan,
+    profile: str,
+    in_channels: int | None,
+    seen: Trace,
+    fold: Fold,
+    pacing: NetworkPacing,
+) -> nn.Module:
+    """A copy of the network with rules in place of layers."""
     network = copy_of(net2d)
     uses = _uses(network)
     tied: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     for path, geometry in seen.layers.items():
         layer = network.get_submodule(path)
+        refuse_own_forward(path, layer)
         first = path in seen.stems
         rule_type = find_rule(layer)
         assert rule_type is not None
         if path in pacing.tubelets:
             rule_type = TubeletRule
-        depth = _paced(plan.layer(geometry), geometry, pacing.of(path))
+        depth = paced(plan.layer(geometry), geometry, pacing.of(path))
         try:
             rule_type = rule_type.under(layer, depth)
             if rule_type is None:
@@ -304,10 +364,24 @@ def build(
             uses.setdefault(child, []).extend(places)
         network = rule if layer is network else network
         rule.settle(network, path)
-    for path in pacing.hoisted:
-        hoist(network.get_submodule(path), fold, in_channels or seen.channels, seen.size)
-    count_items(network, seen.counters, fold)
-    return Inflated(network, fold, seen, in_channels or seen.channels, plan, profile), seen
+    return network
+
+
+def _with_calls(
+    network: nn.Module, plan: KernelPlan, profile: str, seen: Trace, fold: Fold, pacing: NetworkPacing
+) -> dict[str, Rule]:
+    """Rules for calls of functions, which the modules that make them are told of."""
+    rules: dict[str, Rule] = {}
+    by_module: dict[str, dict[tuple[str, int], Rule]] = {module: {} for module in seen.callers}
+    for path, call in seen.calls.items():
+        depth = paced(plan.layer(call.geometry), call.geometry, pacing.of(path))
+        rules[path] = call_rule(call.function, call.geometry, call.options, depth, fold, profile)
+        rules[path].multiplicity = call.multiplicity
+        by_module[call.module][call.function, call.number] = rules[path]
+    for module, calls in by_module.items():
+        if rules and module:
+            let_call(network.get_submodule(module), fold, calls)
+    return rules
 
 
 def _keep_tie(layer: nn.Module, rule: Rule, tied: dict[int, tuple[nn.Parameter, nn.Parameter]]) -> None:
@@ -318,46 +392,6 @@ def _keep_tie(layer: nn.Module, rule: Rule, tied: dict[int, tuple[nn.Parameter, 
     _, first = tied.setdefault(id(kernel), (kernel, inflated))  # the kernel too: its id must stay taken
     if first.shape == inflated.shape:
         rule.weight = first
-
-
-class _Pacing:
-    """Which layers of a network step along depth, and which do so at its entry; see `families`."""
-
-    def __init__(self, network: nn.Module, seen: Trace) -> None:
-        modules = dict(network.named_modules())
-        self.family = pacing_of(network)
-        self.hoisted: set[str] = set()
-        self.tubelets: set[str] = set()
-        self.held = [p for p, m in modules.items() if is_held(m) or find_rule(m) is SteppingRule]
-        if self.family != "entry":
-            return
-        for path in seen.stems:
-            around = [p for p, m in modules.items() if _within(path, p) and is_hoisted(m)]
-            if around:
-                self.hoisted.add(around[0])
-            elif TubeletRule.fits(modules[path]):
-                self.tubelets.add(path)
-            else:
-                self.hoisted.add(path)
-
-    def of(self, path: str) -> Pacing:
-        """Whether the layer at `path` steps: natural, or none."""
-        if any(path != block and _within(path, block) for block in self.held):
-            return "none"
-        at_entry = any(_within(path, stem) for stem in self.hoisted | self.tubelets)
-        return "natural" if self.family == "natural" or at_entry else "none"
-
-
-def _within(path: str, block: str) -> bool:
-    return path == block or path.startswith(f"{block}.") or not block
-
-
-def _paced(layer: DepthLayer, geometry: LayerGeometry, pacing: Pacing) -> DepthLayer:
-    """The layer's depth settings where the family takes no step here: patches then stay in their slice."""
-    if pacing == "natural" or layer.stride == 1:
-        return layer
-    patches = geometry.kernel == geometry.stride
-    return replace(layer, stride=1, kernel=1 if patches else layer.kernel)
 
 
 def _uses(network: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:

@@ -41,14 +41,14 @@ def adapt_stems(flat: nn.Module, deep: nn.Module, precision: torch.dtype) -> Non
 
 
 def proof_images(
-    flat: nn.Module, deep: nn.Module, size: int, generator: torch.Generator
+    flat: nn.Module, deep: nn.Module, size: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Two different images for each network; grey where they still take different channels."""
     source, target = _first_kernel_channels(flat), _first_kernel_channels(deep)
     if source != target:  # not adapted: the 2D network regroups its channels before its first convolution
         source = getattr(deep, "image_channels", source)
     channels = source if source == target else 1
-    images = torch.randn(2, channels, size, size, dtype=torch.float64, generator=generator)
+    images = torch.randn(2, channels, *size, dtype=torch.float64, generator=generator)
     return images.expand(2, source, -1, -1).clone(), images.expand(2, target, -1, -1).clone()
 
 
@@ -65,14 +65,20 @@ def edge(depth: int) -> int:
 
 
 def proof_depth(deep: nn.Module, images: Tensor) -> int:
-    """Twice the largest stride along depth, at least 8: as its rules tell, else found on a thin volume."""
+    """Twice the largest stride along depth, at least 8: as its rules tell, else found on a thin volume.
+
+    A network that goes back to the image's resolution has two positions where it is deepest, and an odd
+    depth, which it must restore.
+    """
+    deepest = 1
     if folded_network(deep) is not deep:
         stride = max((level[0] for level in deep.strides), default=1)  # type: ignore[union-attr]
+        deepest = getattr(deep, "deepest", (1, 1, 1))[0]
     else:
         probe = 32
         outputs = feature_maps(deep, images[:1].unsqueeze(2).repeat(1, 1, probe, 1, 1))
         stride = max(-(-probe // max(output.shape[2], 1)) for output in outputs)
-    return min(DEEPEST, max(8, 2 * stride))
+    return min(DEEPEST, max(8, 2 * stride, deepest + 1 if deepest > stride else 0))
 
 
 def unhide(flat: nn.Module, deep: nn.Module, images: Tensor, generator: torch.Generator) -> None:
@@ -81,6 +87,7 @@ def unhide(flat: nn.Module, deep: nn.Module, images: Tensor, generator: torch.Ge
     Adding, not setting: a parameter that differs between the networks still differs afterwards.
     """
     twins = dict(folded_network(deep).named_parameters())
+    layers: dict[str, Any] = dict(folded_network(deep).named_modules())
     for name, parameter in flat.named_parameters():
         twin = twins.get(name)
         if twin is None:
@@ -94,7 +101,8 @@ def unhide(flat: nn.Module, deep: nn.Module, images: Tensor, generator: torch.Ge
             twin.add_(change)
         elif twin.dim() == 5 and twin.shape[:2] == parameter.shape[:2]:
             parameter.add_(change)
-            twin.add_(inflate_kernel(change, twin.shape[2]))
+            spread = getattr(layers[name.rpartition(".")[0]], "spread", None)
+            twin.add_(spread(change) if spread else inflate_kernel(change, twin.shape[2]))
     _calibrate(flat, folded_network(deep), images)
 
 
@@ -140,6 +148,10 @@ def tensors_of(output: Any) -> list[Tensor]:
     """All tensors of an output, however it is nested."""
     if isinstance(output, Tensor):
         return [output]
+    if output is None:
+        return []
+    if not isinstance(output, (dict, list, tuple)):
+        raise ShapeError(f"a network returned {type(output).__name__}; tensors, lists and dicts are compared")
     values = output.values() if isinstance(output, dict) else output
     return [tensor for value in values for tensor in tensors_of(value)]
 

@@ -7,20 +7,21 @@ passes on the widest field of its inputs, and the smallest stride. Statistics ov
 (squeeze-excitation, global context, attention) see everything and are not counted.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from medi3d.axes import Triple
-from medi3d.errors import InexactError, first_line
+from medi3d.axes import Triple, to_pair
+from medi3d.errors import InexactError, Medi3dError, first_line
 from medi3d.inflation.fold import Fold
-from medi3d.inflation.rules import Rule
+from medi3d.inflation.rules import EnlargingRule, Rule
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,32 @@ class Level:
 class _Reach:
     field: Triple = (1, 1, 1)
     step: Triple = (1, 1, 1)
+    maps: dict[tuple[int, ...], "_Reach"] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    """The first map of each in-plane size, whatever made it: one table for a run."""
 
-    def through(self, rule: Rule) -> "_Reach":
+    def through(self, rule: Rule, after: int | None = None) -> "_Reach":
+        """What a position of a layer's output sees; `after`: its stride along depth, where it is known."""
         kernel = (max(rule.depth.kernel, 1), *rule.kernel_2d)  # attention over all slices has none
         stride = (rule.depth.stride, *rule.stride_2d)
         dilation = (rule.depth.dilation, *rule.dilation_2d)
-        field = [
+        enlarges = rule.kind == "upsample"
+        if enlarges:  # of a transposed kernel every stride-th tap meets a position
+            kernel = tuple(-(-k // s) for k, s in zip(kernel, stride, strict=True))  # type: ignore[assignment]
+        seen = [
             f + (k - 1) * d * s for f, k, d, s in zip(self.field, kernel, dilation, self.step, strict=True)
         ]
-        if rule.kind == "upsample":
-            step = [max(1, s // t) for s, t in zip(self.step, stride, strict=True)]
-        else:
-            step = [s * t for s, t in zip(self.step, stride, strict=True)]
-        return _Reach(tuple(field), tuple(step))  # type: ignore[arg-type]
+        axes = zip(self.step, stride, strict=True)
+        step = [max(1, s // t) for s, t in axes] if enlarges else [s * t for s, t in axes]
+        if after is not None:
+            step[0] = after
+        return _Reach(tuple(seen), tuple(step), self.maps)  # type: ignore[arg-type]
 
     def join(self, other: "_Reach") -> "_Reach":
         """Of two that meet in one operation: a coarser one (keys, a gate) serves the places of the finer."""
         return _Reach(
             tuple(map(max, self.field, other.field)),  # type: ignore[arg-type]
             tuple(map(min, self.step, other.step)),  # type: ignore[arg-type]
+            self.maps,
         )
 
 
@@ -78,14 +86,68 @@ class _Carrier(Tensor):
         def carry(value: Any) -> Any:
             if isinstance(value, _Carrier):
                 value.reach = reach
+                if value.dim() == 4:
+                    reach.maps.setdefault(tuple(value.shape[-2:]), reach)
             return value
 
         return tree_map(carry, result)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:  # type: ignore[override]
+        """A plain tensor: some networks keep what they computed."""
+        return self.detach().as_subclass(Tensor).clone()
+
+
+class _Survey:
+    """Follows strides and receptive fields through a run, and tells enlarging rules where they lead.
+
+    An enlargement leads back to the resolution of the map that had its in-plane size before: that is the
+    stride along depth that it must restore, whatever the plan held back. Where no map had it, the plan's
+    own factor counts.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+        self.deepest: Triple = (1, 1, 1)
+        self.strides: dict[tuple[int, ...], int] = {tuple(size): 1}
+
+    def passed(self, rule: Rule, x: Any, output: Any) -> None:
+        """A rule has made `output` of `x`."""
+        if not hasattr(x, "reach"):  # positions are computed without the image
+            return
+        parts = [part for part in tree_flatten(output)[0] if isinstance(part, _Carrier)]
+        after = self._restored(rule, x, parts[0]) if isinstance(rule, EnlargingRule) and parts else None
+        for part in parts:
+            part.reach = x.reach.through(rule, after)
+            deepest = map(max, self.deepest, part.reach.step)
+            self.deepest = tuple(deepest)  # type: ignore[assignment]
+            if part.dim() == 4 and rule.kind != "attention":
+                self.strides.setdefault(tuple(part.shape[-2:]), part.reach.step[0])
+
+    def _restored(self, rule: EnlargingRule, x: Any, output: Tensor) -> int:
+        before = x.reach.step[0]
+        ratio, step = output.shape[-2] / x.shape[-2], rule.depth.stride
+        if 1 / 1.4 < ratio < 1.4:
+            after = before
+        else:
+            planned = max(1, before // step) if ratio > 1 else before * step
+            size = tuple(output.shape[-2:])
+            first = x.reach.maps.get(size)
+            if first is not None and first is not x.reach:  # else this very enlargement made it
+                planned = first.step[0]
+            after = self.strides.get(size, planned)
+        passage = (self.size[0] / x.shape[-2], before, after)
+        if passage not in rule.passages:
+            rule.passages.append(passage)
+        return after
+
 
 @torch.no_grad()
-def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
-    """Channels, stride and receptive field of every output of an inflated network.
+def measure_levels(
+    inflated: nn.Module, fold: Fold, size: int | tuple[int, int]
+) -> tuple[list[Level], Triple]:
+    """Channels, stride and receptive field of every output, and the largest stride inside along each axis.
+
+    Enlarging rules learn on the way which strides along depth they restore.
 
     Args:
         inflated: has `network`, `run_folded`, `in_channels`, and rules for its layers with depth.
@@ -98,34 +160,36 @@ def measure_levels(inflated: nn.Module, fold: Fold, size: int) -> list[Level]:
     declared: Any = inflated
     network: nn.Module = declared.network
     rules = [m for m in network.modules() if isinstance(m, Rule) and m.kind not in ("statistics", "other")]
-    slices = _slices(rules, size)
-    outputs = _run(declared, fold, rules, size, slices)
-    if slices < size and any(_is_finer(output, size) for output in outputs):
+    size = to_pair(size)
+    survey, slices = _Survey(size), _slices(rules, max(size))
+    outputs = _run(declared, fold, rules, survey, slices)
+    if slices < max(size) and any(_is_finer(output, size) for output in outputs):
         # Enlarged where no rule saw it: whether depth is too, only a deep volume tells.
-        slices = size
-        outputs = _run(declared, fold, rules, size, slices)
-    return [Level(o.shape[1], _stride(o, size, slices), o.reach.field, _extents(o)) for o in outputs]
+        slices = max(size)
+        outputs = _run(declared, fold, rules, survey, slices)
+    return [_level(output, size, slices) for output in outputs if output is not None], survey.deepest
 
 
-def _run(declared: Any, fold: Fold, rules: list[Rule], size: int, slices: int) -> list[_Carrier]:
+def _run(declared: Any, fold: Fold, rules: list[Rule], survey: _Survey, slices: int) -> list[Any]:
     """The outputs for a volume of zeros, each with its reach and with its depth in rows of the batch."""
     network: nn.Module = declared.network
     parameter = next(network.parameters())
-    shape = (1, declared.in_channels, slices, size, size)
+    shape = (1, declared.in_channels, slices, *survey.size)
     volume = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
     training = network.training
     network.eval()
-    hooks = [rule.register_forward_hook(_widen) for rule in rules]
+    hooks = [rule.register_forward_hook(partial(_widen, survey)) for rule in rules]
     try:
-        with fold.folded(volume) as folded:
+        with fold.folded(volume) as folded, fold.surveyed(survey):
             carrier = folded.as_subclass(_Carrier)
             carrier.reach = _Reach()
             return tree_flatten(declared.run_folded(carrier))[0]
-    except RuntimeError as error:
-        reason = first_line(error)
+    except Medi3dError:
+        raise
+    except Exception as error:  # the network's own code may raise anything
         raise InexactError(
-            f"the inflated network cannot run on {slices} slices: {reason}; do its branches step alike along "
-            "depth, and are there slices enough for layers without padding?"
+            f"the inflated network cannot run on {slices} slices: {first_line(error)}; do its branches "
+            "step alike along depth, and are there slices enough for layers without padding?"
         ) from error
     finally:
         network.train(training)
@@ -133,37 +197,44 @@ def _run(declared: Any, fold: Fold, rules: list[Rule], size: int, slices: int) -
             hook.remove()
 
 
-def _extents(output: _Carrier) -> tuple[int | None, int | None]:
+def _extents(output: Tensor) -> tuple[int | None, int | None]:
     return tuple(output.shape[2:4]) if output.dim() == 4 else (None, None)  # type: ignore[return-value]
 
 
-def _is_finer(output: _Carrier, size: int) -> bool:
-    extents = zip(output.shape[2:4], output.reach.step[1:], strict=False)
-    return any(measured_stride(size, extent, step) < step for extent, step in extents)
+def _is_finer(output: Any, size: tuple[int, int]) -> bool:
+    """Whether a map is finer than its layers tell."""
+    if not hasattr(output, "reach"):  # made beside the image: only its rows tell
+        return isinstance(output, Tensor)
+    axes = zip(size, output.shape[2:4], output.reach.step[1:], strict=False)
+    return any(measured_stride(whole, extent, step) < step for whole, extent, step in axes)
 
 
 def _slices(rules: Sequence[Rule], size: int) -> int:
     """The number of slices on which a network can be measured.
 
-    One is enough, unless slices are multiplied again on the way, or layers do not pad them: then twice as
-    many as these see at most. `size` of them fill a gigabyte for the head of I3D, with its 1024 channels.
+    One is enough, unless layers do not pad them: then twice as many as these see at most.
+    `size` of them fill a gigabyte for the head of I3D, with its 1024 channels.
     """
-    if any(rule.kind == "upsample" and rule.depth.stride > 1 for rule in rules):
-        return size
     if not any(rule.depth.padding == "valid" for rule in rules):
         return 1
     seen = 1 + sum((max(rule.depth.kernel, 1) - 1) * rule.depth.dilation for rule in rules)
     return min(size, 2 * seen * math.prod(rule.depth.stride for rule in rules))
 
 
-def _stride(output: _Carrier, size: int, slices: int) -> Triple:
+def _level(output: Any, size: tuple[int, int], slices: int) -> Level:
+    """Of one output; what was made beside the image (a grid) has the stride of its size and sees nothing."""
+    reach: _Reach = getattr(output, "reach", _Reach())
+    return Level(output.shape[1], _stride(output, reach, size, slices), reach.field, _extents(output))
+
+
+def _stride(output: Tensor, reach: _Reach, size: tuple[int, int], slices: int) -> Triple:
     """The step of the rules along each axis, corrected by the size of the map where they saw another."""
-    depth, height, width = output.reach.step
+    depth, height, width = reach.step
     if slices > 1:  # of one volume, rows are slices
         depth = measured_stride(slices, output.shape[0], depth)
     if output.dim() >= 4:
-        height = measured_stride(size, output.shape[2], height)
-        width = measured_stride(size, output.shape[3], width)
+        height = measured_stride(size[0], output.shape[2], height)
+        width = measured_stride(size[1], output.shape[3], width)
     return (depth, height, width)
 
 
@@ -179,10 +250,7 @@ def measured_stride(size: int, extent: int, step: int) -> int:
     return near if near and -(-size // near) == extent else max(1, round(size / extent))
 
 
-def _widen(rule: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+def _widen(survey: _Survey, rule: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     assert isinstance(rule, Rule)
-    if hasattr(inputs[0], "reach"):  # positions are computed without the image
-        for part in tree_flatten(output)[0]:
-            if isinstance(part, _Carrier):
-                part.reach = inputs[0].reach.through(rule)
+    survey.passed(rule, inputs[0], output)
     return output

@@ -2,25 +2,46 @@
 
 import copy
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
+from medi3d.axes import to_pair
 from medi3d.errors import SourceError, first_line
 from medi3d.inflation.plan import LayerGeometry
-from medi3d.inflation.rules import find_rule
+from medi3d.inflation.rules import WATCHED, find_rule, read_call
 
 IMAGE_SIZES = (64, 96, 128, 192, 224, 256, 288, 384, 448, 512)
 """Image sizes to try, smallest first: some networks take only their own."""
+
+
+BATCH = 2
+"""Images of a dry run."""
+
+
+@dataclass(frozen=True)
+class SeenCall:
+    """A call of a function that steps or enlarges, made by the code of the module at `module`."""
+
+    geometry: LayerGeometry
+    module: str
+    function: str
+    number: int
+    """How many calls of that function the module has made before, while it ran once."""
+    multiplicity: int
+    options: dict[str, Any]
 
 
 @dataclass
 class Trace:
     """What a dry run saw. Paths are those of `named_modules`."""
 
-    size: int
+    size: tuple[int, int]
     channels: int
     layers: dict[str, LayerGeometry] = field(default_factory=dict)
     """Layers that have a rule, in the order in which they first ran."""
@@ -30,6 +51,14 @@ class Trace:
     """Of a layer with several such items the module around it that last saw one item a slice."""
     stems: set[str] = field(default_factory=set)
     """Convolutions that read the network's input itself."""
+    calls: dict[str, SeenCall] = field(default_factory=dict)
+    """Calls of functions that step or enlarge, by the path of the module and the function's name."""
+    callers: set[str] = field(default_factory=set)
+    """Modules that make such calls, or calls of the same functions that do neither."""
+    image_changed: bool = False
+    """Whether no convolution reads the input itself: it is normalised or regrouped before."""
+    outputs: Any = None
+    """What the network gave for two images."""
 
 
 def own_sizes(net2d: nn.Module) -> list[int]:
@@ -45,8 +74,8 @@ def own_sizes(net2d: nn.Module) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def trace(net2d: nn.Module, size: int | None = None) -> Trace:
-    """Run a copy of `net2d` on two random images of `size` pixels, or of the smallest size that it takes.
+def trace(net2d: nn.Module, size: int | tuple[int, int] | None = None) -> Trace:
+    """Run a copy of `net2d` on two random images of the smallest size that it takes, or of that size.
 
     Raises:
         SourceError: it takes no image, or no layer of it can be inflated.
@@ -58,13 +87,18 @@ def trace(net2d: nn.Module, size: int | None = None) -> Trace:
     for channels in dict.fromkeys((first, 3)):  # some regroup RGB before their first convolution
         for side in sizes:
             try:
-                return _run(net2d, channels, side)
+                return _run(net2d, channels, to_pair(side))
             except Exception as error:  # any network may refuse a size in its own way
                 failure = failure or error
     reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+    if size is not None:
+        height, width = to_pair(size)
+        raise SourceError(
+            f"{type(net2d).__name__} takes no ({BATCH}, {first}, {height}, {width}) image: {reason}"
+        )
     raise SourceError(
-        f"{type(net2d).__name__} takes no (2, {first}, S, S) image for S in {', '.join(map(str, sizes))}: "
-        f"{reason}"
+        f"{type(net2d).__name__} takes no ({BATCH}, {first}, S, S) image for S in "
+        f"{', '.join(map(str, sizes))}: {reason}; if it takes another size, name it: size=(height, width)"
     )
 
 
@@ -87,6 +121,11 @@ def copy_of(net2d: nn.Module) -> nn.Module:
         ) from error
 
 
+def within(path: str, block: str) -> bool:
+    """Whether the module at `path` is that at `block`, or inside it."""
+    return path == block or path.startswith(f"{block}.") or not block
+
+
 def input_channels(net2d: nn.Module) -> int:
     """Channels of the images, by the first convolution.
 
@@ -100,51 +139,113 @@ def input_channels(net2d: nn.Module) -> int:
 
 
 @torch.no_grad()
-def _run(net2d: nn.Module, channels: int, size: int) -> Trace:
+def _run(net2d: nn.Module, channels: int, size: tuple[int, int]) -> Trace:
     parameter = next(net2d.parameters())
-    image = torch.randn(2, channels, size, size, dtype=parameter.dtype, device=parameter.device)
-    seen = Trace(size, channels)
-    counts: Counter[str] = Counter()
-
-    def record(path: str, layer: nn.Module, x: Tensor) -> None:
-        if path in seen.layers:
-            return
-        rule = find_rule(layer)
-        assert rule is not None
-        kernel, stride, dilation = rule.geometry_of(layer)
-        scale = size / x.shape[-2] if x.shape[-2] > 1 else float(size)
-        seen.layers[path] = LayerGeometry(path, rule.kind, kernel, stride, dilation, scale, counts[rule.kind])
-        seen.multiplicity[path] = max(1, x.shape[0] // 2)
-        if seen.multiplicity[path] > 1 and path.rpartition(".")[0] in whole:
-            seen.counters[path] = whole[path.rpartition(".")[0]]
-        counts[rule.kind] += 1
-        if rule.kind == "conv" and x.data_ptr() == image.data_ptr():
-            seen.stems.add(path)
-
-    whole: dict[str, str] = {}  # of every module that runs, the innermost one around it with whole slices
-
-    def look(path: str, args: tuple[object, ...]) -> None:
-        first = args[0] if args else None
-        around = path.rpartition(".")[0]
-        if isinstance(first, Tensor) and first.dim() and first.shape[0] == image.shape[0] and path:
-            whole[path] = path
-        elif around in whole:
-            whole[path] = whole[around]
-
+    image = torch.randn(BATCH, channels, *size, dtype=parameter.dtype, device=parameter.device)
+    recorder = _Recorder(net2d, image, Trace(size, channels))
     hooks = [
-        module.register_forward_pre_hook(lambda m, args, path=path: look(path, args))
-        for path, module in net2d.named_modules()
-    ]
-    hooks += [
-        layer.register_forward_pre_hook(lambda m, args, path=path: record(path, m, args[0]))
+        hook
         for path, layer in net2d.named_modules()
-        if find_rule(layer) is not None
+        for hook in (
+            layer.register_forward_pre_hook(partial(recorder.enter, path), with_kwargs=True),
+            layer.register_forward_hook(partial(recorder.leave, path)),
+        )
     ]
+    seen = recorder.seen
     try:
-        net2d(image)
+        with recorder:
+            output = net2d(image)
     finally:
         for hook in hooks:
             hook.remove()
+    seen.outputs = output
     if not seen.stems:  # the input was changed before the first convolution saw it
+        seen.image_changed = True
         seen.stems = {path for path, g in list(seen.layers.items())[:1] if g.kind == "conv"}
     return seen
+
+
+class _Recorder(TorchFunctionMode):
+    """Writes down the layers that have a rule, and calls of functions outside of them, as they run."""
+
+    def __init__(self, net2d: nn.Module, image: Tensor, seen: Trace) -> None:
+        super().__init__()
+        self.image, self.seen = image, seen
+        self.rules = {path: find_rule(layer) for path, layer in net2d.named_modules()}
+        self.counts: Counter[str] = Counter()
+        self.inside: list[tuple[str, Counter[str]]] = []
+        self.whole: dict[str, str] = {}
+        """Of every module that runs, the innermost one around it with whole slices."""
+
+    def enter(self, path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A layer begins."""
+        self.inside.append((path, Counter()))
+        self._look(path, args)
+        rule, seen = self.rules[path], self.seen
+        if rule is None or path in seen.layers or not args:
+            return
+        x: Tensor = args[0]
+        kernel, stride, dilation = rule.geometry_of(layer)
+        seen.layers[path] = self._geometry(path, rule.kind, kernel, stride, dilation, x)
+        seen.multiplicity[path] = max(1, x.shape[0] // BATCH)
+        around = path.rpartition(".")[0]
+        if seen.multiplicity[path] > 1 and around in self.whole:
+            seen.counters[path] = self.whole[around]
+        if rule.kind == "conv" and x.data_ptr() == self.image.data_ptr():
+            seen.stems.add(path)
+
+    def _look(self, path: str, args: tuple[Any, ...]) -> None:
+        first, around = args[0] if args else None, path.rpartition(".")[0]
+        if isinstance(first, Tensor) and first.dim() and first.shape[0] == BATCH and path:
+            self.whole[path] = path
+        elif around in self.whole:
+            self.whole[path] = self.whole[around]
+
+    def leave(self, path: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A layer ends: by how much it enlarged is seen now."""
+        self.inside.pop()
+        known = self.seen.layers.get(path)
+        if known is not None and known.kind == "upsample" and known.stride == (1, 1):
+            factor = tuple(
+                max(1, round(a / b)) for a, b in zip(output.shape[2:], args[0].shape[2:], strict=True)
+            )
+            self.seen.layers[path] = replace(known, stride=factor)  # type: ignore[arg-type]
+
+    def _geometry(
+        self, path: str, kind: Any, kernel: Any, stride: Any, dilation: Any, x: Tensor
+    ) -> LayerGeometry:
+        height = self.image.shape[-2]
+        scale = height / x.shape[-2] if x.shape[-2] > 1 else float(height)
+        ordinal = self.counts[kind]
+        self.counts[kind] += 1
+        return LayerGeometry(path, kind, kernel, stride, dilation, scale, ordinal)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name in WATCHED:
+            self._record(name, out, args, kwargs)
+        return out
+
+    def _record(self, function: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        module, made = self.inside[-1]
+        number = made[function]
+        made[function] += 1
+        if any(rule is not None and within(module, path) for path, rule in self.rules.items()):
+            return
+        self.seen.callers.add(module)
+        x: Tensor = args[0] if args else kwargs["input"]
+        result = out[0] if isinstance(out, tuple) else out
+        path = ".".join(filter(None, (module, function))) + (f"_{number}" if number else "")
+        if path in self.seen.calls or x.dim() != 4 or x.shape[0] % BATCH:
+            return
+        found = read_call(function, x, result, args, kwargs)
+        if found is not None:
+            kind, kernel, stride, options = found
+            geometry = self._geometry(path, kind, kernel, stride, (1, 1), x)
+            self.seen.calls[path] = SeenCall(
+                geometry, module, function, number, max(1, x.shape[0] // BATCH), options
+            )

@@ -16,7 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from medi3d.errors import ShapeError, first_line
+from medi3d.axes import to_pair
+from medi3d.errors import ShapeError, SourceError, first_line
 from medi3d.inflation.exactness import TOLERANCE, ExactnessReport, LevelReport
 from medi3d.inflation.first_difference import first_difference, refuse_if_out_of_memory
 from medi3d.inflation.native3d import replicated_depth
@@ -33,11 +34,16 @@ from medi3d.inflation.proof_inputs import (
     unhide,
 )
 from medi3d.inflation.rules import Rule
+from medi3d.inflation.source import baked
 
 
 @torch.no_grad()
 def verify(
-    net2d: nn.Module, net3d: nn.Module, *, size: int | None = None, depth: int | None = None
+    net2d: nn.Module,
+    net3d: nn.Module,
+    *,
+    size: int | tuple[int, int] | None = None,
+    depth: int | None = None,
 ) -> ExactnessReport:
     """Compare `net3d` with `net2d` on boring volumes, in float64, with nothing left at zero.
 
@@ -49,29 +55,38 @@ def verify(
         net3d: takes `(B, C, D, H, W)` and returns the same structure with a depth axis, or with depth pooled
             away. One that is 3D by birth is proven with its zero padding along depth replicated; what its own
             padding does is in `border_rel_error`.
-        size: height and width of the images in pixels; 64 if not given.
+        size: height and width of the images in pixels, one number if they are equal; 64 if not given.
         depth: slices of the volume; if not given, enough for two positions at the deepest level.
 
     Raises:
         ShapeError: the networks return different numbers of levels.
+        SourceError: `net2d` cannot run in float64.
         ResourceError: the volumes of the proof do not fit into memory.
     """
     started = time.perf_counter()
-    report = _compare_networks(net2d, net3d, size or 64, depth)
+    report = _compare_networks(baked(net2d), net3d, to_pair(size or 64, "size"), depth)
     report.seconds = time.perf_counter() - started
     return report
 
 
-def _compare_networks(net2d: nn.Module, net3d: nn.Module, size: int, depth: int | None) -> ExactnessReport:
+def _compare_networks(
+    net2d: nn.Module, net3d: nn.Module, size: tuple[int, int], depth: int | None
+) -> ExactnessReport:
     flat, deep = in_double(net2d).eval(), in_double(net3d).eval()
     if getattr(deep, "normaliser", None) is not None:  # the 2D network is shown what lies behind it
         deep.in_channels, deep.normaliser = deep.normaliser.channels, None  # type: ignore[union-attr,assignment]
     adapt_stems(flat, deep, precision=next(net2d.parameters()).dtype)
     generator = torch.Generator().manual_seed(20170522)  # the day of the paper
     images = proof_images(flat, deep, size, generator)
-    unhide(flat, deep, images[0], generator)
+    try:
+        unhide(flat, deep, images[0], generator)
+    except Exception as error:  # whatever the network's own code raises where it is asked for float64
+        refuse_if_out_of_memory(error)
+        raise SourceError(
+            f"{type(net2d).__name__} cannot run in float64, as the proof needs it: {first_line(error)}"
+        ) from error
 
-    report = ExactnessReport(size=size)
+    report = ExactnessReport(size=size[0] if size[0] == size[1] else size)
     clock = time.perf_counter()
     alone = [tensors_of(flat(image)) for image in images[0].split(1)]  # a batch would hide that it is mixed
     answers = [torch.cat(pair) for pair in zip(*alone, strict=True)]
@@ -82,7 +97,7 @@ def _compare_networks(net2d: nn.Module, net3d: nn.Module, size: int, depth: int 
             volumes, clock = proof_volumes(images[1], report.depth), time.perf_counter()
             outputs = _in_turn(deep, volumes)
             report.forward_seconds += time.perf_counter() - clock
-        except (RuntimeError, ShapeError, ValueError) as error:
+        except Exception as error:  # the network's own code may raise anything
             refuse_if_out_of_memory(error)
             report.failure = first_difference(flat, deep, images, depth or 64) or first_line(error)
             return report
@@ -120,14 +135,19 @@ def _in_turn(deep: nn.Module, volumes: Tensor) -> list[Tensor]:
     return [torch.cat(pair) for pair in zip(boring, changing, strict=True)]
 
 
-def _compare(answer: Tensor, output: Tensor, padded: Tensor, size: int, depth: int) -> LevelReport:
+def _compare(
+    answer: Tensor, output: Tensor, padded: Tensor, size: tuple[int, int], depth: int
+) -> LevelReport:
     expected = answer.unsqueeze(2)
     scale = expected.abs().amax().clamp_min(1e-300)
     error = (output[:2] - expected).abs().amax() / scale
     ends = padded[:2, :, [0, -1]]
     border = (ends - expected).abs().amax() / scale
     worst = float(error) if torch.isfinite(error) else float("inf")
-    stride = (round(depth / output.shape[2]), *(round(size / s) for s in answer.shape[2:]))
+    stride = (
+        round(depth / output.shape[2]),
+        *(round(n / s) for n, s in zip(size, answer.shape[2:], strict=False)),
+    )
     return LevelReport(answer.shape[1], stride, worst, float(border))
 
 

@@ -1,6 +1,5 @@
 """3D encoders: source + weights + plan -> x (B, C, D, H, W) -> list of feature maps."""
 
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +9,14 @@ import torch
 from monai.networks.blocks.dynunet_block import UnetBasicBlock
 from torch import Tensor, nn
 
-from medi3d.axes import Triple, check_volume
+from medi3d.axes import Triple, check_volume, to_pair
 from medi3d.errors import SourceError
 from medi3d.inflation.image_sizes import find_sizes, proof_size
 from medi3d.inflation.network import Inflated, build, describe, inflate
 from medi3d.inflation.plan import KernelPlan
 from medi3d.inflation.rules import ConvRule
+from medi3d.inflation.source import baked
+from medi3d.inflation.tracing import copy_of
 from medi3d.models.artifact import load_artifact
 from medi3d.models.contract import Normaliser, contract_of, timm_licence
 from medi3d.models.sources import build_source, whole_network
@@ -44,7 +45,7 @@ def create_encoder(
     allow_inexact: bool = False,
     proof: bool = True,
     edit: Callable[[nn.Module], None] | None = None,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> nn.Module:
     """A 3D encoder: `(B, C, D, H, W)` -> list of feature maps; has `.out_channels` and `.strides`.
 
@@ -70,7 +71,8 @@ def create_encoder(
         edit: changes the 2D network in place, after 2D weights are read and before it is inflated.
         size: height and width of the volumes in voxels, for transformers that take but one size of images and
             are built for it; their weights are resampled to it. None: their own size. Smaller volumes are
-            padded inside the encoder, larger ones refused. Networks that take any size ignore it.
+            padded inside the encoder, larger ones refused. Networks that take any size ignore it. A
+            network of yours whose images are not square is given their (height, width).
 
     Raises:
         SourceError, WeightsError, PlanError, InexactError: as `inflate` and `load_weights` say.
@@ -92,7 +94,8 @@ def create_encoder(
             contract=bool(contract),
             read_weights=read_weights,
         )
-    net2d = _source_network(source, weights, levels, read_weights, size if weights is None else None)
+    square = size if isinstance(size, int) else None
+    net2d = _source_network(source, weights, levels, read_weights, square if weights is None else None)
     known = contract if isinstance(contract, Mapping) else None
     row = None if known and not read_weights else _row(weights, read_weights)
     if row is not None and read_weights:
@@ -105,11 +108,11 @@ def create_encoder(
     if known:
         normaliser = Normaliser.from_dict(known, in_channels)
     inside = in_channels if normaliser is None else normaliser.channels
-    net2d, built_for = _at_size(net2d, source, weights, levels, size)
+    net2d, built_for = _at_size(net2d, source, weights, levels, square)
     if edit is not None:
         edit(net2d)
-    sizes = find_sizes(net2d)
-    side = proof_size(net2d, sizes, size)
+    sizes = find_sizes(net2d) if size == square else None
+    side = proof_size(net2d, sizes, square) if size == square else size
     if proof:
         encoder = inflate(
             net2d, plan, profile=profile, in_channels=inside, allow_inexact=allow_inexact, size=side
@@ -175,7 +178,7 @@ def _source_network(
         if levels is not None or weights == "timm":
             option = "levels" if levels is not None else "weights='timm'"
             raise SourceError(f"{option} belongs to a source by name; {type(source).__name__} is a network")
-        return copy.deepcopy(source)
+        return copy_of(baked(source))
     if weights == "timm" and not source.startswith("timm:"):
         raise SourceError(f"weights 'timm' are for sources timm:NAME; {source!r} is none of them")
     return build_source(source, levels=levels, pretrained=weights == "timm" and read_weights, size=size)
@@ -198,7 +201,7 @@ def _check_maps(encoder: Inflated, source: nn.Module) -> None:
     """Refuse a network of the caller that returns anything but a list of feature maps."""
     size, training = encoder.report.exactness.size, encoder.training
     kernel = next(encoder.parameters())
-    maps = encoder.eval()(kernel.new_zeros(1, encoder.in_channels, 1, size, size))
+    maps = encoder.eval()(kernel.new_zeros(1, encoder.in_channels, 1, *to_pair(size)))
     encoder.train(training)
     if not isinstance(maps, list) or any(not isinstance(x, Tensor) or x.dim() != 5 for x in maps):
         raise SourceError(

@@ -16,8 +16,9 @@ from medi3d.errors import ConfigError, ShapeError, SourceError
 from medi3d.keys import check_inert
 from medi3d.models.classifier import Classifier
 from medi3d.models.encoders import create_encoder
-from medi3d.models.segmenter import Segmenter, check_head
+from medi3d.models.segmenter import HEADS, Segmenter, check_head
 from medi3d.models.video import VIDEO, create_video
+from medi3d.models.whole import create_whole, is_whole
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,13 @@ def create_segmenter(
 ) -> nn.Module:
     """A segmentation network for volumes: `(B, C, D, H, W)` -> `(B, num_classes, D, H, W)`, any size.
 
+    A 2D network that gives one map of its image's size is a segmentation network already: it is inflated
+    whole, with a fresh head, and keeps its own decoder (docs/segmentation_networks.md).
+
     Args:
-        encoder_or_source: an encoder, or a source for `create_encoder`; `unet` is the lean baseline.
-        num_classes: classes of a voxel, background included.
+        encoder_or_source: an encoder, or a source for `create_encoder`; `unet` is the lean baseline; or a 2D
+            segmentation network.
+        num_classes: classes of a voxel, background included; 1 for one channel that a sigmoid follows.
         channels: of the decoder levels, fine to coarse; None: 16, 32, 64, 96, 128.
         norm: of the decoder: instance, batch or group.
         deep_supervision: in training mode return logits of all decoder levels, finest first.
@@ -147,9 +152,15 @@ def create_segmenter(
         encoder_options: `weights`, `plan`, `in_channels`, `profile`, `levels`, `size` of `create_encoder`.
 
     Raises:
-        ShapeError: fewer than two classes, or strides that a U-Net cannot join.
+        ShapeError: no class, or strides that a U-Net cannot join.
     """
     _check_classes(num_classes)
+    source, size = encoder_or_source, encoder_options.get("size")
+    if isinstance(source, nn.Module) and not _is_encoder(source) and is_whole(source, size):
+        decoder = {"channels": channels, "deep_supervision": deep_supervision or None}
+        own = {"norm": None if norm == "instance" else norm, "head": None if head == HEADS[0] else head}
+        given = {name: value for name, value in {**decoder, **own}.items() if value is not None}
+        return create_whole(source, num_classes, **given, **encoder_options)
     encoder = _encoder(encoder_or_source, encoder_options)
     return Segmenter(
         encoder, num_classes, channels=channels, norm=norm, deep_supervision=deep_supervision, head=head
@@ -161,8 +172,8 @@ def create_classifier(
 ) -> nn.Module:
     """A classification network for clips or volumes: `(B, C, T, H, W)` -> `(B, num_classes)`.
 
-    Arguments as for `create_segmenter`; a name of `medi3d.models.video` (docs/video.md) gives that network,
-    with its own layers, kernel plan and head (`create_video`).
+    Arguments as for `create_segmenter`, one class for a regression; a name of `medi3d.models.video`
+    (docs/video.md) gives that network, with its own layers, kernel plan and head (`create_video`).
     """
     _check_classes(num_classes)
     if isinstance(encoder_or_source, str) and encoder_or_source in VIDEO:
@@ -171,7 +182,8 @@ def create_classifier(
 
 
 def _encoder(encoder_or_source: str | nn.Module, options: dict[str, Any]) -> nn.Module:
-    if isinstance(encoder_or_source, nn.Module) and hasattr(encoder_or_source, "strides"):
+    if _is_encoder(encoder_or_source):
+        assert isinstance(encoder_or_source, nn.Module)
         if options:
             raise SourceError(
                 f"options {sorted(options)} belong to a source; an encoder is given, already built"
@@ -180,6 +192,14 @@ def _encoder(encoder_or_source: str | nn.Module, options: dict[str, Any]) -> nn.
     return create_encoder(encoder_or_source, **options)
 
 
+def _is_encoder(source: object) -> bool:
+    """Whether it declares maps; a 2D network may have `strides` of another meaning (MONAI's U-Net)."""
+    return hasattr(source, "strides") and isinstance(getattr(source, "out_channels", None), (list, tuple))
+
+
 def _check_classes(num_classes: int) -> None:
-    if num_classes < 2:
-        raise ShapeError(f"num_classes is {num_classes}: give at least 2 (background counts as one)")
+    if num_classes < 1:
+        raise ShapeError(
+            f"num_classes is {num_classes}: give 2 or more (background counts as one), or 1 for "
+            "one channel that a sigmoid follows, or a regression"
+        )

@@ -69,7 +69,7 @@ class Segmenter(nn.Module):
                 f"a segmenter takes (B, C, D, H, W) with no empty axis, not {tuple(volume.shape)}"
             )
         size = volume.shape[DEPTH:]
-        padded = _pad_to(volume, _padded_size(size, self.coarsest, self.multiple, self.fixed))
+        padded = pad_to(volume, _padded_size(size, self.coarsest, self.multiple, self.fixed))
         maps = self.decoder(padded, self.encoder(padded))
         finest = self.heads[0](maps[0])[:, :, : size[0], : size[1], : size[2]]
         if not self.training or len(self.heads) == 1:
@@ -108,7 +108,7 @@ def _padded_size(size: Sequence[int], coarsest: Triple, multiple: Triple, fixed:
     return [s + -s % m for s, m in zip(enough, multiple, strict=True)]
 
 
-def _pad_to(volume: Tensor, size: Sequence[int]) -> Tensor:
+def pad_to(volume: Tensor, size: Sequence[int]) -> Tensor:
     """Repeat the far ends of `(B, C, D, H, W)` up to that (depth, height, width)."""
     depth, height, width = (wanted - have for wanted, have in zip(size, volume.shape[DEPTH:], strict=True))
     if not depth + height + width:

@@ -108,10 +108,10 @@ def test_maps_of_a_padded_volume_are_those_of_the_whole_and_cropped():
     assert torch.equal(found, whole[:, :, :, :5, :3])
 
 
-def test_depth_is_padded_where_branches_need_it():
+def test_depth_is_padded_in_no_network_whose_enlargements_restore_it():
     encoder = inflate(Meeting(), in_channels=1)
     encoder.fit_to(find_sizes(Meeting()))
-    assert encoder.sizes.depth_multiple == 4
+    assert (encoder.sizes.multiple, encoder.sizes.depth_multiple) == (4, 1)
     assert encoder(torch.randn(1, 1, 7, 10, 9))[0].shape == (1, 4, 7, 10, 9)
 
 
@@ -119,6 +119,6 @@ def test_a_dry_run_tells_shapes_and_changes_nothing():
     encoder = inflate(Meeting(), in_channels=1)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     assert dry_run(encoder, (8, 4000, 4000)) == [torch.Size([1, 4, 8, 4000, 4000])]
-    assert dry_run(encoder, (7, 8, 8)) is None
+    assert dry_run(encoder, (8, 7, 7)) is None
     assert encoder.training
     assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())

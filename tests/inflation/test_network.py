@@ -94,14 +94,14 @@ def test_levels_are_what_runs():
 
 
 class Lagging(nn.Module):
-    """A pool that no rule sees: depth of the two branches differs."""
+    """A step that no rule sees: depth of the two branches differs."""
 
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(1, 2, 3, 2, 1)
 
     def forward(self, x):
-        return self.conv(x) + nn.functional.max_pool2d(x, 2)
+        return self.conv(x) + x[:, :, ::2, ::2]
 
 
 class MixesBatch(nn.Module):
@@ -113,7 +113,7 @@ class MixesBatch(nn.Module):
         return self.conv(x) - x.mean(0, keepdim=True)
 
 
-@pytest.mark.parametrize("net", [Lagging(), MixesBatch()], ids=["functional pool", "mixed batch"])
+@pytest.mark.parametrize("net", [Lagging(), MixesBatch()], ids=["sliced", "mixed batch"])
 def test_what_cannot_be_exact_is_refused(net):
     with pytest.raises(InexactError, match="cannot be inflated exactly"):
         inflate(net)

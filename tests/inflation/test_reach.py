@@ -118,6 +118,6 @@ def test_steps_that_no_rule_saw_are_told_by_the_size_of_the_map():
             self.conv = nn.Conv2d(1, 2, 3, padding=1)
 
         def forward(self, x):
-            return nn.functional.max_pool2d(self.conv(x), 2)
+            return self.conv(x)[:, :, ::2, ::2]
 
     assert inflate(Functional()).strides == [(1, 2, 2)]

@@ -90,8 +90,8 @@ def test_the_network_stays_as_it_was(training):
 
 
 def test_the_smallest_size_that_the_network_takes_is_used():
-    assert trace(nn.Conv2d(3, 1, 3)).size == IMAGE_SIZES[0]
-    assert trace(SMALL).size == 96
+    assert trace(nn.Conv2d(3, 1, 3)).size == (IMAGE_SIZES[0], IMAGE_SIZES[0])
+    assert trace(SMALL).size == (96, 96)
 
 
 def test_items_of_a_slice_in_the_batch_are_counted():
@@ -111,7 +111,7 @@ def test_items_of_a_slice_in_the_batch_are_counted():
     ("net", "message"),
     [
         (nn.Linear(3, 3), "Linear has no 2D convolution: there is nothing to inflate"),
-        (nn.Sequential(nn.Conv2d(3, 1, 3), nn.Linear(7, 7)), r"takes no \(2, 3, S, S\) image for S from 64"),
+        (nn.Sequential(nn.Conv2d(3, 1, 3), nn.Linear(7, 7)), r"takes no \(2, 3, S, S\) image for S in 64"),
     ],
     ids=["no convolution", "no image"],
 )

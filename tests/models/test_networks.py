@@ -119,9 +119,9 @@ def test_what_is_no_volume_of_these_channels_is_refused(encoder, create, source,
 
 
 @pytest.mark.parametrize("create", [create_segmenter, create_classifier], ids=["segmenter", "classifier"])
-def test_one_class_is_refused(encoder, create):
-    with pytest.raises(ShapeError, match="num_classes is 1"):
-        create(encoder, num_classes=1)
+def test_no_class_is_refused(encoder, create):
+    with pytest.raises(ShapeError, match="num_classes is 0"):
+        create(encoder, num_classes=0)
 
 
 def test_options_of_a_source_are_refused_beside_an_encoder(encoder):

@@ -9,18 +9,24 @@ gets wrong, the proof (`verify`) finds. Add one for a layer of your own with `@r
 """
 
 from medi3d.inflation.rules.adopted import AttentionRule, MergingRule
-from medi3d.inflation.rules.base import Rule, find_rule, register_rule
+from medi3d.inflation.rules.base import Rule, find_rule, register_rule, registered_type
 from medi3d.inflation.rules.convolution import ConvRule, StdConvRule
 from medi3d.inflation.rules.divided import DividedRule
+from medi3d.inflation.rules.enlarging import (
+    EnlargingRule,
+    MaxUnpoolRule,
+    SubpixelRule,
+    TransposedConvRule,
+    UpsampleRule,
+)
+from medi3d.inflation.rules.functional import WATCHED, Caller, FunctionalCalls, call_rule, let_call, read_call
 from medi3d.inflation.rules.generated import GeneratedConvRule
 from medi3d.inflation.rules.joint import JointAllRule
 from medi3d.inflation.rules.pooling import (
     AvgPoolRule,
     BlurPoolRule,
-    FunctionalPools,
     MaxPoolRule,
     PoolRule,
-    UpsampleRule,
 )
 from medi3d.inflation.rules.statistics import OneSliceRule, SpaceNormRule, SqueezeRule, StatisticsRule
 from medi3d.inflation.rules.stepping import SteppingRule
@@ -29,16 +35,20 @@ from medi3d.inflation.rules.tubelet import TubeletRule, hoist
 from medi3d.inflation.rules.windows import WindowRule
 
 __all__ = [
+    "WATCHED",
     "AttentionRule",
     "AvgPoolRule",
     "BlurPoolRule",
+    "Caller",
     "ConvRule",
     "DividedRule",
     "DropPathRule",
-    "FunctionalPools",
+    "EnlargingRule",
+    "FunctionalCalls",
     "GeneratedConvRule",
     "JointAllRule",
     "MaxPoolRule",
+    "MaxUnpoolRule",
     "MergingRule",
     "OneSliceRule",
     "PoolRule",
@@ -48,10 +58,16 @@ __all__ = [
     "StatisticsRule",
     "StdConvRule",
     "SteppingRule",
+    "SubpixelRule",
+    "TransposedConvRule",
     "TubeletRule",
     "UpsampleRule",
     "WindowRule",
+    "call_rule",
     "find_rule",
     "hoist",
+    "let_call",
+    "read_call",
     "register_rule",
+    "registered_type",
 ]

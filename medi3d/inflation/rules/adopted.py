@@ -35,6 +35,11 @@ from timm.layers import SpaceToDepth  # noqa: E402
 from timm.models import swin_transformer, swin_transformer_v2, swin_transformer_v2_cr  # noqa: E402
 from timm.models.csatv2 import LearnableDct2d  # noqa: E402
 
+_BLOCK_SIZE: dict[type, str] = {
+    SpaceToDepth: "bs",
+    LearnableDct2d: "k",
+    nn.PixelUnshuffle: "downscale_factor",
+}
 _POINT: Geometry = ((1, 1), (1, 1), (1, 1))
 
 
@@ -59,6 +64,7 @@ class AdoptedRule(Rule):
 @register_rule(
     LearnableDct2d,
     SpaceToDepth,
+    nn.PixelUnshuffle,
     swin_transformer.PatchMerging,
     swin_transformer_v2.PatchMerging,
     swin_transformer_v2_cr.PatchMerging,
@@ -73,8 +79,8 @@ class MergingRule(AdoptedRule):
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """Blocks of two by two; SpaceToDepth and the cosine transform say their own size."""
-        size = int(getattr(layer, {SpaceToDepth: "bs", LearnableDct2d: "k"}.get(type(layer), ""), 2))
+        """Blocks of two by two; some say their own size."""
+        size = int(getattr(layer, _BLOCK_SIZE.get(type(layer), ""), 2))
         return (size, size), (size, size), (1, 1)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -52,6 +52,13 @@ class Rule(nn.Module):
         self.same = isinstance(layer, _TENSORFLOW_SAME) and getattr(layer, "same_pad", True)
         self.kernel_2d, self.stride_2d, self.dilation_2d = self.geometry_of(layer)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module; calls of functions inside are the rule's own affair."""
+        if self.fold.caller is None:
+            return super().__call__(*args, **kwargs)
+        with self.fold.quiet():
+            return super().__call__(*args, **kwargs)
+
     @classmethod
     def of(
         cls, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str, channels: int | None = None
@@ -230,6 +237,11 @@ def register_rule(*types: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]
         return rule
 
     return register
+
+
+def registered_type(layer: nn.Module) -> type[nn.Module]:
+    """The type for which the rule of `layer` was registered: its own, or the nearest base class."""
+    return next((base for base in type(layer).__mro__ if base in _RULES), type(layer))
 
 
 def find_rule(layer: nn.Module) -> type[Rule] | None:

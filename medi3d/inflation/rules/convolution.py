@@ -22,7 +22,14 @@ from medi3d.inflation.rules.base import Rule, register_rule
 from medi3d.onednn import convolve
 
 torchvision_shim.install()  # before timm, which imports torchvision
-from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame, pad_same  # noqa: E402
+from timm.layers import (  # noqa: E402
+    Conv2dSame,
+    ScaledStdConv2d,
+    ScaledStdConv2dSame,
+    StdConv2d,
+    StdConv2dSame,
+    pad_same,
+)
 
 
 class DepthConv(nn.Module):
@@ -58,7 +65,7 @@ _ASKED_FOR = ("kernel_size", "stride", "padding", "dilation", "in_channels", "ou
 """What code around a convolution asks it for; in-plane, as it was in 2D."""
 
 
-@register_rule(nn.Conv2d)
+@register_rule(nn.Conv2d, Conv2dSame)
 class ConvRule(Rule):
     """A convolution, its kernel spread over depth.
 
@@ -106,6 +113,10 @@ class ConvRule(Rule):
     def kernel(self) -> Tensor:
         """The kernel `(O, I, kD, kH, kW)` that the convolution uses."""
         return self._laid(self.weight)
+
+    def spread(self, kernel: Tensor) -> Tensor:
+        """A 2D kernel over the taps of this layer."""
+        return inflate_kernel(kernel, self.weight.shape[2])
 
     def _laid(self, kernel: Tensor) -> Tensor:
         return place_in_planes(kernel[:, :, 0]) if self.planes else kernel

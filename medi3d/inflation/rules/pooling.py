@@ -5,13 +5,12 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from medi3d import torchvision_shim
 from medi3d.axes import to_pair
 from medi3d.inflation.fold import Fold, merge_depth, pad_depth, split_depth
-from medi3d.inflation.plan import DepthLayer, KernelPlan, LayerGeometry
-from medi3d.inflation.rules.base import Geometry, Kind, Rule, register_rule
+from medi3d.inflation.plan import DepthLayer
+from medi3d.inflation.rules.base import Kind, Rule, register_rule
 
 torchvision_shim.install()  # before timm, which imports torchvision
 from timm.layers import BlurPool2d, get_same_padding  # noqa: E402
@@ -34,13 +33,13 @@ class PoolRule(Rule):
         """Join the taps of a window."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """`(B·D, C, H, W)` -> `(B·D', C, H', W')`."""
-        with self.fold.pooling():
+        with self.fold.quiet():
             x = self.layer(x)
         return self.along_depth(x)
 
-    def along_depth(self, x: Tensor) -> Tensor:
+    def along_depth(self, x: Any) -> Any:
         """The half of the pool that the 2D layer does not do: `(B·D, ...)` -> `(B·D', ...)`."""
         if self.depth.kernel == self.depth.stride == 1:
             return x
@@ -69,9 +68,11 @@ class MaxPoolRule(PoolRule):
 
     kind: ClassVar[Kind] = "max_pool"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B·D, C, H, W)` -> `(B·D', C, H', W')`."""
+    def forward(self, x: Tensor) -> Any:
+        """`(B·D, C, H, W)` -> `(B·D', C, H', W')`, and their places where the layer gives these."""
         if torch.compiler.is_compiling():  # sizes may be symbols, from which no padding can be chosen
+            return super().forward(x)
+        if self.layer.return_indices:
             return super().forward(x)
         trained = self.depth.kernel > 1 and x.requires_grad and torch.is_grad_enabled()
         options = self._options_3d(x.shape) if trained else None
@@ -81,7 +82,7 @@ class MaxPoolRule(PoolRule):
             # Autocast pools in float32; a maximum of bf16 is one, and each branch behind would turn it anew.
             return merge_depth(out.to(x.dtype), self.fold.batch, self.multiplicity)
         if self.same and self.dilation_2d == (1, 1):
-            with self.fold.pooling():
+            with self.fold.quiet():
                 x = F.max_pool2d(
                     x, self.kernel_2d, self.stride_2d, self._padding_2d(x.shape), self.dilation_2d, True
                 )
@@ -118,6 +119,21 @@ class MaxPoolRule(PoolRule):
             "ceil_mode": ceil_mode,
         }
 
+    def along_depth(self, x: Any) -> Any:
+        """As for every pool; places in-plane, where the layer gives them, are the winning slice's."""
+        if isinstance(x, Tensor):
+            return super().along_depth(x)
+        if self.depth.kernel == self.depth.stride == 1:
+            return x
+        values, places = (self._windows(part) for part in x)
+        found, tap = torch.stack(values).max(dim=0)
+        chosen = torch.stack(places).gather(0, tap.unsqueeze(0)).squeeze(0)
+        return tuple(merge_depth(part, self.fold.batch, self.multiplicity) for part in (found, chosen))
+
+    def _windows(self, x: Tensor) -> list[Tensor]:
+        volume = split_depth(x, self.fold.batch, self.multiplicity)
+        return depth_windows(pad_depth(volume, *self.depth_padding(volume.shape[2]), "replicate"), self.depth)
+
     @staticmethod
     def combine(windows: list[Tensor]) -> Tensor:
         """Maximum over the taps."""
@@ -152,79 +168,3 @@ class BlurPoolRule(AvgPoolRule):
     def geometry_of(cls, layer: nn.Module) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """Filter size and stride of the blur."""
         return to_pair(layer.filt_size), to_pair(layer.stride), (1, 1)  # type: ignore[arg-type]
-
-
-@register_rule(nn.Upsample)
-class UpsampleRule(Rule):
-    """Enlargement: the 2D layer as it is, then each slice repeated as often as the plan asks.
-
-    The plan's answer undoes the steps along depth that lie between the two resolutions. Sizes must
-    divide for branches to meet, as in-plane.
-    """
-
-    kind: ClassVar[Kind] = "upsample"
-
-    def __init__(self, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str) -> None:
-        super().__init__(layer, depth, fold, profile)
-        self.layer = layer
-
-    @classmethod
-    def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """Stride is the factor of enlargement; 1 where the layer has a size or no whole factor."""
-        factor: Any = getattr(layer, "scale_factor", None)
-        height, width = factor if isinstance(factor, tuple) else (factor, factor)
-        whole = all(f is not None and float(f).is_integer() for f in (height, width))
-        return (1, 1), (int(height), int(width)) if whole else (1, 1), (1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B·D, C, H, W)` -> `(B·D·f, C, H·f, W·f)`."""
-        x = self.layer(x)
-        if self.depth.stride == 1:
-            return x
-        volume = split_depth(x, self.fold.batch, self.multiplicity)
-        repeated = volume.repeat_interleave(self.depth.stride, dim=2)
-        return merge_depth(repeated, self.fold.batch, self.multiplicity)
-
-
-class FunctionalPools(TorchFunctionMode):
-    """While active, pools that a network calls as functions are spread along depth too.
-
-    For the families of `families.FUNCTIONAL_POOLS` alone: elsewhere such a call may be undone later
-    (GhostNetV2 enlarges again), or lie inside a layer that has a rule.
-    """
-
-    def __init__(self, fold: Fold, plan: KernelPlan) -> None:
-        super().__init__()
-        self.fold, self.plan = fold, plan
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        kind: Any = {"max_pool2d": "max_pool", "avg_pool2d": "avg_pool"}.get(getattr(func, "__name__", ""))
-        if kind is None or self.fold.call.in_pool:
-            return out
-        return self._along_depth(kind, out, *args, **(kwargs or {}))
-
-    def _along_depth(
-        self,
-        kind: Any,
-        out: Tensor,
-        x: Tensor,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        **_: Any,
-    ) -> Tensor:
-        kernel = to_pair(kernel_size)
-        step = kernel if stride in (None, []) else to_pair(stride)
-        scale = self.fold.call.height / x.shape[-2]
-        geometry = LayerGeometry("functional", kind, kernel, step, (1, 1), scale)
-        pool: Any = nn.MaxPool2d if kind == "max_pool" else nn.AvgPool2d
-        rule_type: type[PoolRule] = MaxPoolRule if kind == "max_pool" else AvgPoolRule
-        rule = rule_type(pool(kernel, step, to_pair(padding)), self.plan.layer(geometry), self.fold, "mean")
-        with self.fold.pooling():
-            pooled = rule.along_depth(out)
-        if hasattr(x, "reach"):  # strides and receptive fields are being measured, see reach.py
-            pooled.reach = x.reach.through(rule)  # type: ignore[attr-defined]
-        return pooled

@@ -64,7 +64,7 @@ class HoistedStem(nn.Module):
 
 
 @torch.no_grad()
-def hoist(stem: nn.Module, fold: Fold, channels: int, size: int) -> None:
+def hoist(stem: nn.Module, fold: Fold, channels: int, size: tuple[int, int]) -> None:
     """Move the steps of an inflated stem to the network's entry, in place.
 
     Args:
@@ -77,8 +77,8 @@ def hoist(stem: nn.Module, fold: Fold, channels: int, size: int) -> None:
     parameter = next(stem.parameters())
     slices = 2 * _LARGEST
     training = stem.training
-    volume = parameter.new_zeros(slices, channels, size, size)
-    with fold.running(Call(batch=1, height=size)):
+    volume = parameter.new_zeros(slices, channels, *size)
+    with fold.running(Call(batch=1, height=size[0], depth=slices)):
         rows = tree_leaves(stem.eval()(volume))[0].shape[0]
     stem.train(training)
     if slices % rows:
