@@ -193,9 +193,10 @@ class Fold:
 
 def split_depth(x: Tensor, batch: int, multiplicity: int = 1) -> Tensor:
     """`(B·D·q, C, H, W)` -> `(B·q, C, D, H, W)`; q: items (heads, windows) of a slice in the batch."""
+    # torch's function, not the tensor's method: inside a mode of functions it compiles.
     if multiplicity == 1:
-        return x.unflatten(0, (batch, -1)).transpose(1, 2)
-    return x.unflatten(0, (batch, -1, multiplicity)).transpose(1, 2).flatten(0, 1).transpose(1, 2)
+        return torch.unflatten(x, 0, (batch, -1)).transpose(1, 2)
+    return torch.unflatten(x, 0, (batch, -1, multiplicity)).transpose(1, 2).flatten(0, 1).transpose(1, 2)
 
 
 def merge_depth(x: Tensor, batch: int, multiplicity: int = 1) -> Tensor:
@@ -203,7 +204,7 @@ def merge_depth(x: Tensor, batch: int, multiplicity: int = 1) -> Tensor:
     x = x.transpose(1, 2)
     if multiplicity == 1:
         return x.flatten(0, 1)
-    return x.unflatten(0, (batch, multiplicity)).transpose(1, 2).flatten(0, 2)
+    return torch.unflatten(x, 0, (batch, multiplicity)).transpose(1, 2).flatten(0, 2)
 
 
 def pad_depth(x: Tensor, before: int, after: int, mode: str) -> Tensor:

@@ -198,9 +198,6 @@ def test_it_compiles(name):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="torch.compile breaks its graph inside a TorchFunctionMode of a calling module", strict=False
-)
 @torch.no_grad()
 def test_functions_compile():
     net3d = inflate(Joined(FUNCTIONS["mean"])).eval()

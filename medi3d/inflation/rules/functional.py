@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -210,11 +211,10 @@ class FunctionalCalls(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        own = name in _OURS and self.fold.call.caller is self.caller
-        if not own:
+        name = _NAMES.get(func, "")
+        if not name or self.fold.call.caller is not self.caller:
             return func(*args, **kwargs)
-        if name in _MEETING:
+        if name == "meeting":
             return func(*(self._met(*args) if len(args) == 2 else args), **kwargs)
         out, rule = func(*args, **kwargs), self.caller.rule(name)
         if rule is None:
@@ -247,5 +247,12 @@ class FunctionalCalls(TorchFunctionMode):
         return repeated
 
 
-_MEETING = frozenset({"mul", "__mul__", "__rmul__", "add", "__add__", "__radd__"})
-_OURS = WATCHED | _MEETING
+_MEETING = ("mul", "__mul__", "__rmul__", "add", "__add__", "__radd__")
+_HOMES: tuple[Any, ...] = (F, torch, torch._C._nn)
+_NAMES: dict[Any, str] = {
+    **{getattr(home, name): name for name in WATCHED for home in _HOMES if hasattr(home, name)},
+    **{getattr(Tensor, name): "meeting" for name in _MEETING},
+    torch.mul: "meeting",
+    torch.add: "meeting",
+}
+"""By the function itself, not by its name: names of functions do not compile."""
