@@ -5,7 +5,7 @@
 
 One forward and backward pass of the encoder, or of a segmenter on it, on 1×1×size³ voxels in float32, each in
 a process of its own (Linux). The peak is that of resident memory above what is resident before the pass,
-large tensors mapped for themselves.
+with a separate mapping for each large tensor.
 Both must give the same gradients: their sum over all parameters is compared to the last bit.
 """
 
@@ -42,7 +42,7 @@ def measure(source: str, size: int, segmenter: bool, checkpointed: bool) -> dict
     if checkpointed:
         medi3d.checkpoint_activations(network)
     volume = torch.randn(1, 1, size, size, size)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, started = resident("VmRSS"), time.process_time()
     sum(maps.square().mean() for maps in network(volume)).backward()  # type: ignore[union-attr]
     seconds, peak = time.process_time() - started, resident("VmHWM") - before

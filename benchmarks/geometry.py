@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Masks from their own grid to 1 mm or another spacing and back: Dice per set, structures of over 50 voxels.
+"""Dice of masks resampled to 1 mm or another spacing and back, per set, for structures of over 50 voxels.
 
 Usage: python benchmarks/geometry.py [--data ../shared/data] [SET ...]
 
-Two ways there and back are measured. `labels`: a label map on each grid, as training labels travel.
-`probabilities`: each class as a share between 0 and 1 on the 1 mm grid, as a prediction travels.
-Where a set has no labels, the mask is that of the voxels above its median.
+Two ways are measured. `labels`: a label map on each grid, as for training labels. `probabilities`: each class
+as a share between 0 and 1 on the 1 mm grid, as for a prediction. Where a set has no labels, the mask is the
+voxels above the median.
 """
 
 import argparse
@@ -50,10 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sets", nargs="*", help="all, if none is named")
+    parser.add_argument("sets", nargs="*", help="default: all")
     default = Path(os.environ.get("MEDI3D_SHARED", "../shared")) / "data"
     parser.add_argument("--data", type=Path, default=default)
-    parser.add_argument("--files", type=int, help="at most so many of each set")
+    parser.add_argument("--files", type=int, help="maximum number of files per set")
     parser.add_argument(
         "--spacing", type=float, nargs=3, default=(1.0, 1.0, 1.0), help="mm: depth, height, width"
     )
@@ -94,7 +94,7 @@ def scores(mask: sitk.Image, back: sitk.Image, spacing: Triple) -> Iterator[tupl
 
 
 def by_probability(mask: sitk.Image, spacing: Triple) -> float:
-    """Dice of one structure, cropped, whose share goes there and back, half and more being it."""
+    """Dice of one cropped structure after its share is resampled and back, thresholded at one half."""
     places = np.argwhere(sitk.GetArrayViewFromImage(mask))
     low, high = np.maximum(places.min(0) - MARGIN, 0)[::-1], (places.max(0) + 1 + MARGIN)[::-1]
     part = mask[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]

@@ -4,13 +4,13 @@
     OMP_NUM_THREADS=2 python benchmarks/i3d.py
     OMP_NUM_THREADS=2 python benchmarks/i3d.py --clips 32x112 --repeats 9 --json bench.json
 
-The reference is piergiaj/pytorch-i3d's architecture and padding, stated again below: `nn.Conv3d` without
+The reference is piergiaj/pytorch-i3d's architecture and padding, rewritten below: `nn.Conv3d` without
 padding behind an explicit `F.pad`, `nn.BatchNorm3d` (eps 1e-3), ReLU, zero-padded max-pools. Both run the
 trunk up to Mixed_5c; forward in eval mode, clip after clip as the engine evaluates (bf16 copies of weights
-stay from clip to clip), forward-backward in train mode. The port is in
-float32 and default memory, as published; medi3d in channels-last memory, in float32 and in bf16. Both see
-each clip in turn in one process, so that what else the machine does meets both alike; reported are medians
-of the seconds on the clock and of the CPU seconds of all threads, and their ratios.
+are kept between clips), forward-backward in train mode. The port runs in float32 and default memory, as
+published; medi3d in channels-last memory, in float32 and in bf16. Both process each clip in turn in one
+process, so other load on the machine affects both equally. Reported are medians of the wall time and of the
+CPU time of all threads, in seconds, and their ratios.
 """
 
 import argparse
@@ -47,7 +47,7 @@ GOALS = {
 
 
 def pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """TensorFlow's "same" as the port writes it: zeros, always in a copy, the odd one after."""
+    """TensorFlow's "same" padding as the port does it: zeros, always in a copy, an odd one at the end."""
     pads: list[int] = []
     for size, k, s in zip(reversed(x.shape[2:]), reversed(kernel), reversed(stride), strict=True):
         total = max((math.ceil(size / s) - 1) * s + k - size, 0)
@@ -111,7 +111,7 @@ def build_ours(weights: bool) -> nn.Module:
 
 
 def share_weights(reference: nn.Module, ours: nn.Module) -> None:
-    """The same numbers in both: units come in the same order; ours have no scale, the port's is one."""
+    """Copy the weights: units have the same order in both; ours have no scale, the port's is one."""
     theirs = [unit for unit in reference.modules() if isinstance(unit, Unit)]
     mine = [unit for unit in ours.modules() if hasattr(unit, "conv") and hasattr(unit, "bn")]
     for their, my in zip(theirs, mine, strict=True):
@@ -122,7 +122,7 @@ def share_weights(reference: nn.Module, ours: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Figure:
-    """One comparison: medians in seconds, and how many times as fast medi3d is."""
+    """One comparison: medians in seconds, and the speed-up of medi3d."""
 
     clip: str
     precision: str
@@ -160,7 +160,7 @@ def timed(run: Callable[[], object]) -> tuple[float, float]:
 
 
 def compare(reference: nn.Module, ours: nn.Module, size: str, repeats: int) -> list[Figure]:
-    """All figures for clips of one size; the port is in float32 and default memory, as it is published."""
+    """All figures for clips of one size; the port runs in float32 and default memory, as published."""
     frames, side = (int(n) for n in size.split("x"))
     clip = torch.rand(1, 3, frames, side, side) * 2 - 1
     plain = Precision(torch.device("cpu"), bf16=False)
@@ -178,7 +178,7 @@ def compare(reference: nn.Module, ours: nn.Module, size: str, repeats: int) -> l
             reference.train(what != "forward"), network.train(what != "forward")
             theirs, mine = partial(run, reference, clip, plain), partial(run, network, placed, fast)
             with evaluating() if what == "forward" else contextlib.nullcontext():
-                theirs(), mine()  # first runs choose kernels and take memory
+                theirs(), mine()  # the first runs choose kernels and allocate memory
                 times = [(timed(theirs), timed(mine)) for _ in range(repeats)]
             (wall_a, cpu_a), (wall_b, cpu_b) = (
                 [statistics.median(column) for column in zip(*side_, strict=True)]
@@ -215,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", nargs="+", default=["32x112", "64x224"], help="frames x pixels")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", help="write the figures to this file too")
+    parser.add_argument("--json", help="also write the figures to this file")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     try:

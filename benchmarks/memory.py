@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Peak memory and time of medi3d and of nnU-Net, from a large scan's file to the file of its mask.
+"""Peak memory and time of medi3d and of nnU-Net, from a large scan's file to its mask file.
 
     benchmarks/memory.py measure --folder bench --peers peers
 
-`peers` is a folder with nnU-Net, see `volume_rivals.py`. The scan is a synthetic CT with 6 labels, the
-network the same small one for both. Each runs in a process of its own (Linux), which may map `--limit` GB
-at most; the peak is that of the whole process, libraries and all.
+`peers` is a folder with nnU-Net, see `volume_rivals.py`. The scan is a synthetic CT with 6 labels; both
+use the same small network. Each runs in a process of its own (Linux), which may map at most `--limit` GB;
+the peak is that of the whole process, including libraries.
 """
 
 import contextlib
@@ -101,16 +101,16 @@ WHOLE = {"medi3d": whole_medi3d, "nnU-Net": whole_nnunet}
 
 @app.command()
 def measure(
-    folder: Annotated[Path, typer.Option(help="For the scan and the masks; what is there is used again.")],
+    folder: Annotated[Path, typer.Option(help="Folder of scan and masks; existing files are reused.")],
     peers: Peers = None,
-    shape: Annotated[tuple[int, int, int], typer.Option(help="Of the scan (D, H, W).")] = (600, 512, 512),
-    sides: Annotated[tuple[float, float, float], typer.Option(help="Of its voxels, mm.")] = (1.0, 0.8, 0.8),
-    spacing: Annotated[float, typer.Option(help="Of the network's grid, mm; 0: that of the scan.")] = 2.0,
-    limit: Annotated[float, typer.Option(help="GB that a process may map at most.")] = 20.0,
+    shape: Annotated[tuple[int, int, int], typer.Option(help="Scan size (D, H, W).")] = (600, 512, 512),
+    sides: Annotated[tuple[float, float, float], typer.Option(help="Its voxel size, mm.")] = (1.0, 0.8, 0.8),
+    spacing: Annotated[float, typer.Option(help="Spacing of the network, mm; 0: the scan's.")] = 2.0,
+    limit: Annotated[float, typer.Option(help="GB that a process may map.")] = 20.0,
     contenders: Annotated[str, typer.Option(help="Which to measure.")] = ",".join(WHOLE),
     out: Out = None,
 ) -> None:
-    """Peak memory and time from a scan's file to the file of its mask, 6 labels."""
+    """Peak memory and time from a scan's file to its mask file, 6 labels."""
     import SimpleITK as sitk
 
     from medi3d.datasets.images.files import read_header
@@ -136,7 +136,7 @@ def measure(
         command += ["--limit", str(limit), *(["--peers", str(peers)] if peers else [])]
         began = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        size = read_header(scan).size  # of the scan that is there
+        size = read_header(scan).size  # of the existing scan
         row: dict[str, Any] = {"size": size, "grid": grid, "wall": time.perf_counter() - began}
         if done.returncode:
             last = (done.stderr.strip() or f"ended with {done.returncode}").splitlines()[-1]
@@ -156,7 +156,7 @@ def measure(
 
 @app.command(hidden=True)
 def one(task: str, limit: float = 20.0, peers: Peers = None) -> None:
-    """A contender of `memory`, in this process; its last line of output says what it took."""
+    """A contender of `memory`, in this process; its last line of output has the figures."""
     use_peers(peers)
     who, weights, scan, target, spacing = json.loads(task)
     resource.setrlimit(resource.RLIMIT_AS, (int(limit * 1e9),) * 2)
@@ -167,7 +167,7 @@ def one(task: str, limit: float = 20.0, peers: Peers = None) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What is printed inside goes to stderr."""
+    """Send output printed inside to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""Sliding-window prediction beside MONAI's inferer and nnU-Net's predictor: time, and equality of masks.
+"""Sliding-window prediction against MONAI's inferer and nnU-Net's predictor: time and agreement of masks.
 
     benchmarks/prediction.py --peers peers --weights net.pt
 
 `peers` is a folder with nnU-Net, see `volume_rivals.py`.
 
-All contenders run in turns in one process, so other load on the machine meets each; a figure is the
-median over the turns, a ratio the median of the ratios turn by turn.
+All contenders take turns in one process, so other load on the machine affects all; a figure is the
+median over the turns, a ratio the median of the per-turn ratios.
 
 The same network and weights, windows, overlap 0.5, Gaussian weights, no mirroring. The network is trained
-here to tell apart the organs of a synthetic CT (`--weights` keeps it). "medi3d" computes as
-`precision: auto` chooses, "medi3d in float32" as the others do on a CPU.
+here to segment the organs of a synthetic CT (`--weights` keeps it). "medi3d" uses the precision
+that `precision: auto` chooses, "medi3d in float32" that of the others on a CPU.
 """
 
 import statistics
@@ -48,7 +48,7 @@ FILTERS = (8, 16, 32)
 def predictors(
     net: torch.nn.Module, window: tuple[int, int, int]
 ) -> dict[str, Callable[[torch.Tensor], Any]]:
-    """Each contender's way from an image `(1, D, H, W)` to a label map, in memory."""
+    """For each contender, a function from an image `(1, D, H, W)` to a label map, in memory."""
     import copy
 
     from monai.inferers import SlidingWindowInferer
@@ -79,10 +79,10 @@ def predictors(
 @app.command()
 def prediction(
     peers: Peers = None,
-    edge: Annotated[int, typer.Option(min=64, help="Of the volume, voxels.")] = 120,
+    edge: Annotated[int, typer.Option(min=64, help="Edge of the volume, voxels.")] = 120,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     weights: Annotated[
-        Path | None, typer.Option(help="Of the network; trained and written if not there.")
+        Path | None, typer.Option(help="Weights file; trained and written if missing.")
     ] = None,
     out: Out = None,
 ) -> None:

@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""Preprocessing of volumes beside nnU-Net v2, MONAI and TorchIO: cases per second.
+"""Preprocessing of volumes against nnU-Net v2, MONAI and TorchIO: cases per second.
 
     benchmarks/preprocessing.py --peers peers --data ../shared/data
 
 `peers` is a folder with nnU-Net, see `volume_rivals.py`.
 
-All contenders run in turns in one process, so other load on the machine meets each; a figure is the
-median over the turns, a ratio the median of the ratios turn by turn.
+All contenders take turns in one process, so other load on the machine affects all; a figure is the
+median over the turns, a ratio the median of the per-turn ratios.
 
-Each contender reads image and label from NIfTI, brings them to the same spacing and
-normalises them by its own means, and writes what its training reads. medi3d makes the file of
+Each contender reads image and label from NIfTI, resamples them to the same spacing,
+normalises them in its own way, and writes the file that its training reads. medi3d makes the file of
 `medi3d prepare`'s cache; nnU-Net calls `DefaultPreprocessor.run_case_save` with its default plans' functions
-(cubic splines for images, linear ones for labels); MONAI and TorchIO interpolate linearly, labels by the
-nearest, and save with `torch.save`.
+(cubic splines for images, linear ones for labels); MONAI and TorchIO interpolate images linearly and
+labels by nearest neighbour, and save with `torch.save`.
 """
 
 import statistics
@@ -44,7 +44,7 @@ SETS = {
 def preparers(
     folder: Path, data: Path, modality: str, spacing: tuple[float, float, float]
 ) -> dict[str, Callable[[Any], None]]:
-    """Each contender's way of one case from its files to a file that training reads."""
+    """For each contender, a function from the files of a case to the file that training reads."""
     from dataclasses import replace
 
     import torchio as tio
@@ -94,7 +94,7 @@ def preparers(
         load_cached(case, settings)
 
     def nnunet(case: Any) -> None:
-        for old in folder.glob(f"{case.name}*.b2nd"):  # nnU-Net does not write over them
+        for old in folder.glob(f"{case.name}*.b2nd"):  # nnU-Net does not overwrite them
             old.unlink()
         preprocessor.run_case_save(
             str(folder / case.name),
@@ -123,7 +123,7 @@ def each(way: Callable[[Any], None], cases: Sequence[Any]) -> None:
 
 
 def per_second(row: dict[str, Any], who: str) -> str:
-    """Cases per second of the clock, and of CPU time."""
+    """Cases per second of wall time, and of CPU time."""
     rates = [row["cases"] / statistics.median(row["seconds"][who][kind]) for kind in ("wall", "cpu")]
     return f"{rates[0]:.2f} ({rates[1]:.2f})"
 
@@ -132,12 +132,12 @@ def per_second(row: dict[str, Any], who: str) -> str:
 def preprocessing(
     data: Annotated[Path, typer.Option(help="Folder of the data sets.")],
     peers: Peers = None,
-    cases: Annotated[int, typer.Option(min=1, help="Of each set.")] = 6,
+    cases: Annotated[int, typer.Option(min=1, help="Cases per set.")] = 6,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     sets: Annotated[str, typer.Option(help="Which sets.")] = ",".join(SETS),
     out: Out = None,
 ) -> None:
-    """Cases per second from NIfTI to what training reads, one process, one thread each."""
+    """Cases per second from NIfTI to the file that training reads, one process, one thread each."""
     use_peers(peers)
     torch.set_num_threads(1)
     import SimpleITK as sitk

@@ -1,20 +1,20 @@
 #!/usr/bin/env python
-"""Time and memory of inflated networks beside hand-written 5-D ones, and what the proof costs.
+"""Time and memory of inflated networks against hand-written 5-D ones, and the cost of the proof.
 
     pip install 'medi3d[peers]'
     benchmarks/speed.py --out speed.json
 
-    pip install --no-deps --target peers timm_3d==1.0.1     # or aside, if nothing may be added
+    pip install --no-deps --target peers timm_3d==1.0.1     # or in a folder of its own
     benchmarks/speed.py --peers peers --repeats 15
 
-The rival is timm_3d: the same architecture, ported by hand to 5-D tensors with zero padding. Both run
-in this process on the same volume in turns, and a ratio is the median over the turns, so other load on
-the machine meets both. Each network is timed in both memory layouts (`.to(memory_format=...)`): a
-network's layout is its user's to choose, and ratios are given against the rival's plain one and its
-faster one. Memory is the peak of resident memory over one pass, above that before it, each network in a
-process of its own (Linux). There every tensor has a mapping of its own that is given back at once; with
-`--malloc default` the C library keeps freed blocks, and the peak tells as much about how they happened to
-fit as about the network. The proof is timed beside its own two forwards.
+The rival is timm_3d: the same architecture, ported by hand to 5-D tensors with zero padding. Both take
+turns in this process on the same volume, and a ratio is the median over the turns, so other load on the
+machine affects both. Each network is timed in both memory layouts (`.to(memory_format=...)`), since the
+user chooses the layout; ratios are given against the rival's plain layout and its faster one. Memory is
+the peak of resident memory over one pass, above that before it, each network in a process of its own
+(Linux). There every large tensor has a mapping of its own that is returned at once; with `--malloc default`
+the C library keeps freed blocks, and the peak depends as much on how later tensors fit into them as on the
+network. The proof is timed against its own two forward passes.
 """
 
 import ctypes
@@ -76,7 +76,7 @@ def build(contender: str, network: str) -> Any:
 
 
 def runner(net: Any, which: str, size: int) -> Callable[[], None]:
-    """A function that makes one pass over a volume of size³ voxels."""
+    """A function that runs one pass over a volume of size³ voxels."""
     import torch
 
     volume = torch.randn(1, 1, size, size, size)
@@ -132,13 +132,13 @@ def status(key: str) -> int:
 
 
 def measure_memory(contender: str, network: str, which: str, size: int) -> int:
-    """Peak resident bytes of one pass above those before it, in this process; weights are not in it."""
+    """Peak resident bytes of one pass above those before it, in this process, without weights."""
     net = build(contender, network)
-    runner(net, which, 64)()  # what is loaded and prepared once is no cost of a pass
+    runner(net, which, 64)()  # one-time loading and preparation is not a cost of a pass
     run = runner(net, which, size)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = status("VmRSS")
     run()
     return status("VmHWM") - before
@@ -168,7 +168,7 @@ def memory_of(network: str, which: str, size: int, peers: Path | None, malloc: s
 
 
 def time_proof(repeats: int) -> dict[str, Any]:
-    """Seconds of `inflate` on a ready 2D network, beside those of the proof's two forwards."""
+    """Seconds of `inflate` on a built 2D network, and of the proof's two forward passes."""
     from medi3d.inflation import inflate
     from medi3d.models.sources import build_source
 
@@ -208,9 +208,9 @@ def errors_of(network: str, depth: int = 128) -> dict[str, Any]:
     net2d, images = build_source(f"timm:{network}").double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         for parameter in net2d.parameters():
-            if (parameter == parameter.flatten()[0]).all():  # scales of zero or 1e-6 hide what is behind them
+            if (parameter == parameter.flatten()[0]).all():  # a scale of zero or 1e-6 hides its branch
                 parameter += 0.3 * torch.randn_like(parameter)
-        net2d.train()(images)  # norms that know what they see
+        net2d.train()(images)  # norms with the images' statistics
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rival = timm_3d.create_model(network, in_chans=3, features_only=True).double().eval()
@@ -263,14 +263,14 @@ def show(report: dict[str, Any]) -> None:
 def main(
     networks: Annotated[str, typer.Option(help="Names that timm and timm_3d share.")] = ",".join(NETWORKS),
     size: Annotated[int, typer.Option(min=64, help="Edge of the volume, voxels.")] = 96,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of which the median is taken.")] = 9,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns; figures are medians over them.")] = 9,
     passes: Annotated[str, typer.Option(help="Which passes to time.")] = ",".join(PASSES),
     peers: Annotated[Path | None, typer.Option(help="Folder of `pip install --target` with timm_3d.")] = None,
-    malloc: Annotated[str, typer.Option(help="Memory: mapped, default, or none (time alone).")] = "mapped",
+    malloc: Annotated[str, typer.Option(help="Memory: mapped, default, or none (time only).")] = "mapped",
     out: Annotated[Path | None, typer.Option(help="Write every figure to this JSON file.")] = None,
     one: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measure, and print what came out."""
+    """Measure, and print the results."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if peers:
         sys.path.append(str(peers))  # behind the environment: its torch and timm are used
@@ -278,7 +278,7 @@ def main(
         print(measure_memory(*json.loads(one)))
         return
     if importlib.util.find_spec("timm_3d") is None:
-        raise SystemExit("speed: timm_3d is not here: pip install 'medi3d[peers]', or give --peers FOLDER")
+        raise SystemExit("speed: no timm_3d here: pip install 'medi3d[peers]', or give --peers FOLDER")
     import torch
 
     report: dict[str, Any] = {
@@ -290,7 +290,7 @@ def main(
         "error": [errors_of(network) for network in networks.split(",")],
         "time": [],
         "memory": [],
-        "proof": time_proof(repeats),  # first: the networks leave a heap in pieces
+        "proof": time_proof(repeats),  # first: the networks fragment the heap
     }
     for which in passes.split(","):
         for network in networks.split(","):

@@ -1,6 +1,6 @@
-"""What the benchmarks of volumes share: nnU-Net, the timing of turns, a synthetic CT and a network for it.
+"""Shared by the benchmarks of volumes: nnU-Net, the timing of turns, a synthetic CT and a network for it.
 
-nnU-Net is not a dependency; without one of its own it goes into a folder beside the environment:
+nnU-Net is not a dependency; it is installed without its own dependencies, in a separate folder:
 
     pip install --no-deps --target peers nnunetv2==2.8.1 dynamic-network-architectures acvl-utils \\
         batchgenerators batchgeneratorsv2 "blosc2<3.8" ndindex numexpr msgpack py-cpuinfo scikit-image \\
@@ -33,7 +33,7 @@ Out = Annotated[Path | None, typer.Option(help="Write every figure to this JSON 
 
 
 def use_peers(folder: Path | None) -> None:
-    """Make nnU-Net importable: behind the environment, whose torch and numpy are used."""
+    """Make nnU-Net importable, after the environment, so that its torch and numpy are used."""
     from medi3d import torchvision_shim
 
     torchvision_shim.install()
@@ -44,11 +44,11 @@ def use_peers(folder: Path | None) -> None:
     try:
         import nnunetv2  # noqa: F401
     except ImportError as error:
-        raise SystemExit(f"nnU-Net is not here ({error}); give --peers FOLDER") from error
+        raise SystemExit(f"nnU-Net is not installed ({error}); give --peers FOLDER") from error
 
 
 def turns(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Wall and CPU seconds of every contender, one after the other, `repeats` times after a first one."""
+    """Wall and CPU seconds of every contender, in turns, `repeats` times after a warm-up."""
     seconds: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
@@ -61,13 +61,13 @@ def turns(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[st
 
 
 def ratio(seconds: dict[str, dict[str, list[float]]], rival: str, ours: str, kind: str) -> float:
-    """How many times as long the rival takes."""
+    """Time of the rival divided by ours."""
     pairs = zip(seconds[rival][kind], seconds[ours][kind], strict=True)
     return statistics.median(theirs / own for theirs, own in pairs)
 
 
 def nnunet_plans(spacing: Sequence[float], window: Sequence[int], modality: str) -> dict[str, Any]:
-    """Plans as nnU-Net's default planner writes them, for one channel."""
+    """Plans in the form of nnU-Net's default planner, for one channel."""
     resample = "resample_data_or_seg_to_shape"
     common = {"order_z": 0, "force_separate_z": None}
     return {
@@ -107,7 +107,7 @@ def nnunet_dataset(labels: int) -> dict[str, Any]:
 
 
 def nnunet_predictor(net: torch.nn.Module, window: Sequence[int], spacing: Sequence[float]) -> Any:
-    """nnU-Net's predictor around any network."""
+    """nnU-Net's predictor with any network."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -151,7 +151,7 @@ def phantom(shape: tuple[int, int, int], seed: int = 0) -> tuple[np.ndarray, np.
 
 
 def network(filters: Sequence[int]) -> torch.nn.Module:
-    """The network that all share: a small U-Net of nnU-Net's kind."""
+    """The network that all contenders use: a small U-Net like nnU-Net's."""
     from monai.networks.nets import DynUNet
 
     torch.manual_seed(0)
@@ -159,10 +159,10 @@ def network(filters: Sequence[int]) -> torch.nn.Module:
 
 
 def trained(filters: Sequence[int], steps: int) -> torch.nn.Module:
-    """`network`, taught its classes in `steps` steps on phantoms, in the fastest precision.
+    """`network`, trained for `steps` steps on phantoms, in the fastest precision.
 
-    First on small ones seen whole: batch norms that see one organ at a time forget what HU it has. Then the
-    norms stand still, patches are cut from larger ones, and background counts as much as organs do, so
+    It trains on small whole phantoms first, since batch norms that see one organ at a time lose its HU. Then
+    norms are frozen, patches are cut from larger phantoms, and background has the same weight as organs, so
     that borders become sharp.
     """
     from medi3d.engine.precision import Precision
@@ -183,7 +183,7 @@ def trained(filters: Sequence[int], steps: int) -> torch.nn.Module:
             torch.nn.functional.cross_entropy(logits.float(), labels, weights).backward()
             steepest.step()
             schedule.step()
-    plain = network(filters)  # without what `place_network` did to it
+    plain = network(filters)  # without the changes of `place_network`
     plain.load_state_dict(net.state_dict())
     return plain.eval()
 
@@ -191,7 +191,7 @@ def trained(filters: Sequence[int], steps: int) -> torch.nn.Module:
 def batch(
     scans: Sequence[tuple[np.ndarray, np.ndarray]], chance: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two patches of 48 voxels a side: images as the network takes them, and labels."""
+    """Two patches of 48 voxels a side: images, normalised for the network, and labels."""
     pairs = []
     for which in chance.choice(len(scans), 2, replace=False):
         low = [chance.integers(0, extent - 48, endpoint=True) for extent in scans[which][0].shape]
@@ -202,7 +202,7 @@ def batch(
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:
-    """The lowest Dice of the labels that either has."""
+    """The lowest Dice over the labels in either map."""
     pairs = [(first == number, second == number) for number in ORGANS]
     sums = [(float((a & b).sum()), float(a.sum() + b.sum())) for a, b in pairs]
     return min(2 * both / either for both, either in sums if either)

@@ -3,8 +3,8 @@
     python examples/monai_ct.py --root ../shared/data/OpenKBP_HeadNeckCT --steps 500
 
 The cohort is OpenKBP (data/cards/openkbp.md) in the layout of the Medical Segmentation Decathlon; any
-other CT in that layout will do. Prints the Dice of the cases held back. With --plain the network is MONAI's
-own U-Net, from scratch: what medi3d is to be compared with, all else equal.
+other CT in that layout works. It prints the Dice of the held-out cases. With --plain the network is MONAI's
+own U-Net from scratch: the baseline for medi3d, all else equal.
 """
 
 import argparse
@@ -42,19 +42,19 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder with dataset.json")
     parser.add_argument(
-        "--weights", default=None, help="kinetics400/i3d-rgb, file:PATH, ...; scratch if not given"
+        "--weights", default=None, help="kinetics400/i3d-rgb, file:PATH, ...; default: from scratch"
     )
     parser.add_argument("--plain", action="store_true", help="MONAI's own U-Net instead")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--cpu-seconds", type=float, default=0.0, help="ends training early; 0: no limit")
-    parser.add_argument("--cases", type=int, default=0, help="cases in all; 0: as many as there are")
+    parser.add_argument("--cases", type=int, default=0, help="total number of cases; 0: all")
     parser.add_argument("--held-out", type=int, default=15, help="cases for validation")
     parser.add_argument("--patch", type=int, nargs=3, default=[64, 64, 64], help="depth, height, width")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--validate-every", type=int, default=250)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, default=None, help="write the Dice to this file")
+    parser.add_argument("--json", type=Path, default=None, help="write the Dice scores to this file")
     return parser.parse_args()
 
 
@@ -85,7 +85,7 @@ def main() -> None:
     order = numpy.random.default_rng(0).permutation(len(cases))  # as configs/segmentation/openkbp_i3d.yaml
     held, kept = ([cases[i] for i in part] for part in (order[: args.held_out], order[args.held_out :]))
 
-    if args.plain:  # as in MONAI's tutorial of spleen_segmentation_3d
+    if args.plain:  # as in MONAI's tutorial spleen_segmentation_3d
         network = UNet(3, 1, len(labels), (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2, norm="batch")
     else:
         network = medi3d.create_segmenter(  # medi3d, line 2
@@ -139,7 +139,7 @@ def main() -> None:
     used, steps = time.process_time() - begun, trainer.state.iteration
     evaluator.run()
     dice = evaluator.state.metrics["dice"]
-    each = evaluator.state.metric_details["dice"].nanmean(dim=0).tolist()  # (cases, organs), NaN: not there
+    each = evaluator.state.metric_details["dice"].nanmean(dim=0).tolist()  # (cases, organs), NaN: absent
     organs = dict(zip([labels[number] for number in sorted(labels, key=int)][1:], each, strict=True))
     print(f"mean Dice of {len(held)} cases after {steps} steps, {used:.0f} CPU s: {dice:.4f}")
     print(", ".join(f"{organ} {value:.4f}" for organ, value in organs.items()))
