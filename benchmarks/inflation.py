@@ -55,7 +55,7 @@ class Row:
 
     family: str
     status: str = "refused"
-    """exact, refused (with a reason), WRONG (inflated, yet not exact), failed (no answer in time)."""
+    """exact, refused (with a reason), WRONG (inflated, but not exact), failed (no result in time)."""
     model: str = ""
     kind: str = ""
     """features: `timm:NAME`, a list of maps; first levels: of a network above `LARGE`, as few blocks as they
@@ -236,7 +236,7 @@ def worst_error(outputs: list[Any], answers: list[Any]) -> float:
         scale = float(answer.abs().max())
         apart = float((answer[0] - answer[1]).abs().max())
         if not apart > 1e-6 * scale > 0:
-            raise AssertionError("the 2D network answers the same to two images: nothing would be proven")
+            raise AssertionError("the 2D network does not distinguish two images: nothing would be proven")
         error = float((output[:2] - answer.unsqueeze(2)).abs().max()) / scale
         worst = max(worst, error if error == error else float("inf"))
     return worst
@@ -258,7 +258,7 @@ class SegmenterRow:
 
     family: str
     status: str = "refused"
-    """trained, refused (with a reason), TRACEBACK, failed (no answer in time or memory)."""
+    """trained, refused (with a reason), TRACEBACK, failed (no result in time or memory)."""
     model: str = ""
     parameters: int = 0
     patch: str = ""
@@ -366,7 +366,7 @@ def run(server: Any, work: Callable[[], Any], seconds: float, gibibytes: float) 
     try:
         if ours.poll(20 * seconds):
             return ours.recv()
-        raise TimeoutError(f"no answer in {20 * seconds:g} s of wall time")
+        raise TimeoutError(f"no result in {20 * seconds:g} s of wall time")
     except EOFError:
         process.join()
         code = process.exitcode or 0

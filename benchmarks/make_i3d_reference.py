@@ -7,8 +7,8 @@
 
 Run it in an environment of its own, as jax is not a dependency of medi3d. The file has, for each of the 16
 end points and the clip of `make_clip`, the mean of every channel, and every channel at the middle position,
-which shows where a feature is. It has no weights and no frames. The pickle of the weights is read by an unpickler
-that accepts only three names of NumPy.
+which shows where a feature is. It has no weights and no frames. The pickle of the weights is read by an
+unpickler that accepts only three names of NumPy.
 """
 
 import pickle

@@ -255,7 +255,7 @@ def show(report: dict[str, Any]) -> None:
     if proof := report["proof"]:
         console.print(
             f"inflate {proof['network']}: {proof['inflate_seconds']:.2f} s, of which the proof "
-            f"{proof['proof_seconds']:.2f} s; its two forwards take {proof['forward_seconds']:.2f} s; "
+            f"{proof['proof_seconds']:.2f} s; its two forward passes take {proof['forward_seconds']:.2f} s; "
             f"ratio {proof['ratio']:.2f}"
         )
 
