@@ -1,1 +1,1 @@
-"""Volumes, clips and cohorts: read, checked, brought to one geometry, cut and augmented."""
+"""Volumes, clips and cohorts: reading, checking, resampling, patches and augmentation."""

@@ -1,1 +1,1 @@
-"""`medi3d prepare`: a cohort examined, and the settings chosen for it."""
+"""`medi3d prepare`: examine a cohort and choose its settings."""

@@ -1,6 +1,6 @@
-"""From a cohort's fingerprint to a config: every choice with its reason, each only where none was given.
+"""Derive a config from a cohort's fingerprint: one choice, with its reason, for each key that was not given.
 
-What is chosen follows nnU-Net's heuristics in spirit (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z):
+The choices follow nnU-Net's heuristics in spirit (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z):
 spacing from the median. Intensities are chosen by `modality`, the patch is found by `patch_size`.
 """
 
@@ -12,19 +12,19 @@ from typing import Any
 from medi3d.planning.fingerprint import Fingerprint
 
 THICK = 3.0
-"""Slices more than so many times thicker than in-plane voxels are wide keep their own spacing."""
+"""Anisotropy (slice spacing over in-plane spacing) above which the median spacing is kept."""
 
 HELD = 2.0
-"""From so many times on a plan from spacing holds depth back."""
+"""Anisotropy from which depth strides are delayed."""
 
 LITTLE = 0.95
-"""A label whose Dice with itself, onto the grid and back, is below this loses more than networks err by."""
+"""Below this Dice of a label with itself, resampled and back, the grid costs more than networks err by."""
 
 ALIKE = 1.5
-"""Cases whose voxels differ by no more along any axis can be learnt from on their own grids."""
+"""Largest ratio of voxel sides along an axis for which the cases can keep their own grids."""
 
 Kept = Mapping[str, Mapping[str, float]]
-"""Label -> "mean" and "worst" of that Dice, as `kept_by_grid` gives it."""
+"""Label -> "mean" and "worst" of that Dice, as `kept_by_grid` returns it."""
 
 SIDES = re.compile(r"(?<![a-z])(left|right|l|r|lh|rh)(?![a-z])", re.IGNORECASE)
 OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l", "lh": "rh", "rh": "lh"}
@@ -32,7 +32,7 @@ OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l", "lh": "rh", 
 
 @dataclass(frozen=True)
 class Choice:
-    """A value for a key of the config, and why it is that."""
+    """A value for a key of the config, and the reason for it."""
 
     key: str
     value: Any
@@ -40,11 +40,11 @@ class Choice:
 
 
 def plan_data(fingerprint: Fingerprint, given: Mapping[str, Any], labels: Sequence[str]) -> list[Choice]:
-    """Choices of grid and symmetry where they are not given (intensities: `plan_channels`; patch apart).
+    """Choose grid and symmetry where they are not given (intensities: `plan_channels`; patch: `plan_patch`).
 
     Args:
         fingerprint: of the cohort.
-        given: dotted keys of the config -> values; what is in it is left as it is.
+        given: dotted keys of the config -> values; these keys are not chosen.
         labels: names of the labels.
     """
     choices = _grid(fingerprint, given)
@@ -59,7 +59,7 @@ def plan_data(fingerprint: Fingerprint, given: Mapping[str, Any], labels: Sequen
 
 
 def _grid(fingerprint: Fingerprint, given: Mapping[str, Any]) -> list[Choice]:
-    """Target spacing, and what follows where slices are thick: plan and augmentation."""
+    """The target spacing; for thick slices also the plan and the augmentation."""
     median = fingerprint.spacing
     depth, plane = median[0], (median[1] * median[2]) ** 0.5
     shown = " x ".join(f"{side:.3g}" for side in median)
@@ -83,10 +83,10 @@ def _grid(fingerprint: Fingerprint, given: Mapping[str, Any]) -> list[Choice]:
 def spare_labels(
     choices: Sequence[Choice], fingerprint: Fingerprint, kept_by: Callable[[Sequence[float]], Kept]
 ) -> list[Choice]:
-    """The choices, with another grid where cubes cost the labels much.
+    """The choices, with another grid if isotropic voxels cost the labels much.
 
-    The cohort's median spacing is taken if it is better; the scans' own grids, which cost nothing, where
-    that costs much too and the cases have voxels of much the same size.
+    The cohort's median spacing is used if it is better. If that costs much too and the cases' voxels have
+    similar sizes, the scans keep their own grids, which cost nothing.
 
     Args:
         choices: of `plan_data`.
@@ -94,7 +94,7 @@ def spare_labels(
         kept_by: spacing -> what labels keep on that grid.
     """
     found = [choice for choice in choices if choice.key == "data.spacing" and choice.value]
-    if not found or len(set(found[0].value)) > 1:  # given, nothing to resample, or no cubes
+    if not found or len(set(found[0].value)) > 1:  # given, nothing to resample, or not isotropic
         return list(choices)
     (cubes,) = found
     lost = least_kept(kept_by(cubes.value))
@@ -121,13 +121,13 @@ def spare_labels(
 
 
 def least_kept(kept: Kept) -> tuple[str, float] | None:
-    """The label that loses most, and what it keeps on the mean; None: no case is labelled."""
+    """The label with the lowest mean Dice, and that Dice; None if no case is labelled."""
     means = [(values["mean"], name) for name, values in kept.items()]
     return (min(means)[1], min(means)[0]) if means else None
 
 
 def symmetric_pairs(labels: Sequence[str]) -> list[list[str]]:
-    """Pairs of labels that differ in the word for a side only, such as parotid_left and parotid_right."""
+    """Pairs of labels whose names differ only in the side, such as parotid_left and parotid_right."""
     words = {name: re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", name) for name in labels}  # RightParotid too
     spoken = {text.lower(): name for name, text in words.items()}
     pairs: list[list[str]] = []

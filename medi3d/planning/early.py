@@ -1,4 +1,4 @@
-"""What a config and a cohort's list say before any image is read, and all that is wrong with them."""
+"""What a config and a cohort's list determine before any image is read, and every fault in them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from medi3d.experiment.tasks import build_network, build_task
 from medi3d.planning.choices import Choice
 
 PART, MOST = 5, 40
-"""One case of so many validates, and at most so many cases."""
+"""One case in `PART` is held out for validation, at most `MOST` cases."""
 
 
 def plan_listed(cohort: Cohort, given: dict[str, Any]) -> tuple[list[Choice], list[str]]:
-    """Labels, channels and split, as far as they are not given, and what is wrong with them.
+    """Choose labels, channels and split where they are not given, and list what is wrong with them.
 
     Raises:
         ConfigError: labels are neither given nor in the list.
@@ -62,21 +62,21 @@ def _channels(cohort: Cohort, cases: Sequence[Case], given: dict[str, Any]) -> t
 
 
 def _counted(cases: Sequence[Case]) -> tuple[int, str]:
-    """How many channels a case has, by its list or the header of the first one that is readable."""
+    """The number of channels per case, from the list or the first readable header; and the reason."""
     usual = Counter(len(case.images) for case in cases).most_common(1)
     if usual and usual[0][0] > 1:
         return usual[0][0], "image files of a case"
     for case in cases:
         try:
             count = read_header(case.images[0]).channels
-        except Medi3dError:  # examined later, and named then
+        except Medi3dError:  # reported when the cases are examined
             continue
         return count, f"3D images in {case.images[0].name}"
     return 1, "one image file a case"
 
 
 def _split(cases: Sequence[Case], given: dict[str, Any]) -> tuple[list[Choice], list[str]]:
-    """Who validates, where neither config nor list say so."""
+    """Choose the validation cases if neither the config nor the list does."""
     problems = [
         f"case {case.name} has no label; training needs one for each: give it one, or the split test"
         for case in cases
@@ -107,7 +107,7 @@ def _split(cases: Sequence[Case], given: dict[str, Any]) -> tuple[list[Choice], 
 
 
 def early_problems(given: DictConfig, cohort: Cohort) -> list[str]:
-    """What is wrong with the config, the network or the split: found without an image."""
+    """Faults of the config, the network or the split that can be found without reading an image."""
     trial: Any = OmegaConf.create(OmegaConf.to_container(given))
     if "modality" not in trial.data and "by_channel" not in trial.data:
         how = trial.data.get("normalisation") or {}
@@ -136,7 +136,7 @@ def early_problems(given: DictConfig, cohort: Cohort) -> list[str]:
 
 
 def flat(given: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, of sections and of what is in them."""
+    """Dotted key -> value, for sections and for the keys below them."""
     values: dict[str, Any] = {}
     for key, value in given.items():
         path = prefix + str(key)

@@ -1,4 +1,4 @@
-"""What a cohort is like: the grid, intensities and labels of every case, and all that is wrong, at once."""
+"""Describe a cohort: the grid, intensities and labels of each case, and all faults at once."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ SAMPLES = 2000
 """Labelled voxels of a case whose intensities are kept, at equal distances in memory."""
 
 AIR = -500.0
-"""HU; MR knows no such values, and every CT shows some air or table padding."""
+"""HU. MR has no such values; every CT shows some air or padding."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class CaseFacts:
         shape: (depth, height, width) in voxels.
         spacing: (depth, height, width) in mm.
         orientation: of the file, as DICOM names axes, such as LPS.
-        digest: of the voxels; two cases with one digest are one image.
+        digest: of the voxels; two cases with the same digest are the same image.
         intensities: by channel, low, high, mean and deviation of the whole image; "background", the share of
-            voxels with one value where that is more than half (or NaN), else 0; and "clipped", the share of
-            labelled voxels beyond the 0.5 and 99.5 percentile of what is not background.
-        samples: by channel, intensities of some labelled voxels; of any where nothing is labelled.
+            voxels with one value if that is more than half (or NaN), else 0; and "clipped", the share of
+            labelled voxels beyond the 0.5 and 99.5 percentile of the foreground.
+        samples: by channel, intensities of some labelled voxels; of any voxels if nothing is labelled.
         millilitres: label -> volume.
         pieces: label -> connected pieces (voxels that touch at a face, edge or corner).
         largest: label -> share of its voxels in the largest piece; 0 where it is absent.
@@ -69,7 +69,7 @@ def examine_case(case: Case, settings: VolumeSettings) -> CaseFacts:
 
     Args:
         case: The case.
-        settings: What of it says how files are read.
+        settings: How files are read; the rest is not used.
 
     Raises:
         DataError: The case is damaged or does not fit the settings; see `load_image` and `load_label`.
@@ -77,7 +77,7 @@ def examine_case(case: Case, settings: VolumeSettings) -> CaseFacts:
     files = [(path, channel) for path in case.images for channel in read_channels(path)]
     if len(files) != settings.channels:
         raise DataError(
-            f"{case.images[0]}: {len(files)} channels where the config says channels: {settings.channels}"
+            f"{case.images[0]}: {len(files)} channels, but the config says channels: {settings.channels}"
         )
     first, arrays, fills = files[0][1], [], []
     for path, channel in files:
@@ -164,7 +164,7 @@ def _label_facts(labels: np.ndarray | None, settings: VolumeSettings, millilitre
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A cohort: its good cases, and one line for each bad one."""
+    """A cohort: its sound cases, and one line for each faulty one."""
 
     cases: list[CaseFacts]
     problems: list[str]
@@ -184,7 +184,7 @@ class Fingerprint:
 
     @property
     def unevenness(self) -> float:
-        """How many times longer the longest voxel side is than the shortest, along the worst axis."""
+        """Ratio of the longest voxel side of the cases to the shortest, along the worst axis."""
         sides = zip(*(case.spacing for case in self.cases), strict=True)
         return max(max(along) / min(along) for along in sides)
 
@@ -194,7 +194,7 @@ class Fingerprint:
         return [one for one in facts if one["low"] < one["high"]]
 
     def modality(self, channel: int = 0) -> str | None:
-        """CT where most cases have air in HU, MR where none goes below zero, None where it is not clear."""
+        """CT if most cases have air in HU, MR if none has a negative value, None if it is not clear."""
         facts = self.of_channel(channel)
         if not facts:
             return None
@@ -204,14 +204,14 @@ class Fingerprint:
         return "MR" if min(lows) >= 0 else None
 
     def percentiles(self, low: float, high: float, channel: int = 0) -> tuple[float, float]:
-        """Of the intensities of labelled voxels, all cases that have the channel together."""
+        """Percentiles of the labelled voxels' intensities, pooled over the cases that have the channel."""
         there = [c for c in self.cases if c.intensities[channel]["low"] < c.intensities[channel]["high"]]
         pooled = np.concatenate([case.samples[channel] for case in there or self.cases])
         first, last = np.percentile(pooled, [low, high])
         return (float(first), float(last))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the samples stay behind."""
+        """Plain values for JSON, without the samples."""
         cases = [{k: v for k, v in vars(case).items() if k != "samples"} for case in self.cases]
         medians = {"spacing": self.spacing, "extent_mm": self.extent} if self.cases else {}
         return {**medians, "cases": cases, "problems": self.problems}
@@ -220,7 +220,7 @@ class Fingerprint:
 def examine_cohort(
     cases: Sequence[Case], settings: VolumeSettings, workers: int
 ) -> Iterator[CaseFacts | str]:
-    """Every case in parallel, as they end: its facts, or a line about what is wrong with it."""
+    """Examine the cases in parallel; yield each as it finishes: its facts, or a line about its fault."""
     with process_pool(workers) as pool:
         futures = [pool.submit(_facts_or_problem, case, settings) for case in cases]
         for future in as_completed(futures):
@@ -235,7 +235,7 @@ def _facts_or_problem(case: Case, settings: VolumeSettings) -> CaseFacts | str:
 
 
 def gather(results: Sequence[CaseFacts | str]) -> Fingerprint:
-    """One fingerprint of what `examine_cohort` gave; two cases of one image are a problem too."""
+    """Collect the results of `examine_cohort`; the same image in two cases is a problem too."""
     facts = sorted((r for r in results if isinstance(r, CaseFacts)), key=lambda case: case.name)
     problems = sorted(result for result in results if isinstance(result, str))
     seen: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Of what kind each channel is, and how its intensities are normalised: by its name, else by its values."""
+"""Choose each channel's modality and normalisation from its name, else from its values."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,20 +18,20 @@ WORDS = {
     "XA": r"xa|x.?ray|angiograph\w*|fluoroscopy|dsa",
     "MR": r"mri?|fmri|mra|[tp][12][\w*]*|flair|adc|dwi|swi|pd\w*|dce\w*|cine|lge|bold|dti|fa|mprage|stir",
 }
-"""Modality -> words that name it or one of its sequences; the first that fits."""
+"""Modality -> words that name it or one of its sequences; the first match counts."""
 
 RAW = 1200.0
-"""HU of soft tissue end far below; values from 0 to beyond this are a CT's without its rescale."""
+"""Far above the HU of soft tissue: values from 0 to beyond this are a CT's without its rescale."""
 
 SQUEEZED = 20.0
-"""A CT whose values span no more was rescaled or z-scored."""
+"""A CT whose values span at most this was rescaled or z-scored."""
 
 CLIPPED = 0.25
 """Percentiles that would clip more of the labelled voxels than this are widened to all values."""
 
 
 def modality_of(name: str) -> str | None:
-    """What a channel's name says it is; None: nothing that is known."""
+    """The modality that a channel's name states; None if it states none."""
     spoken = re.sub(r"[_\W]+", " ", name).strip().lower()
     for modality, words in WORDS.items():
         if re.search(rf"(?<![a-z0-9])(?:{words})(?![a-z0-9])", spoken):
@@ -42,16 +42,16 @@ def modality_of(name: str) -> str | None:
 def plan_channels(
     fingerprint: Fingerprint, given: Mapping[str, Any], names: Sequence[str], channels: int
 ) -> tuple[list[Choice], list[str]]:
-    """Modality and normalisation: one for all channels where these are alike, else one for each.
+    """Choose modality and normalisation: one for all channels if they agree, else one for each.
 
     Args:
         fingerprint: Of the cohort.
-        given: Dotted keys of the config -> values; what is in it is left as it is.
+        given: Dotted keys of the config -> values; these keys are not chosen.
         names: Of the channels, from the cohort's list; empty where it names none.
-        channels: How many there are.
+        channels: Their number.
 
     Returns:
-        The choices, and a line about each channel whose values contradict what it is said to be.
+        The choices, and a line about each channel whose values contradict its modality.
 
     Raises:
         ConfigError: The modality is neither given nor clear from names or values, or is not known.
@@ -139,23 +139,23 @@ def _normalisation(fingerprint: Fingerprint, channel: int, kind: str) -> tuple[d
 
 
 def _doubt(fingerprint: Fingerprint, channel: int, kind: str) -> str:
-    """What contradicts that a channel is of this kind; empty: nothing does."""
+    """Why a channel's values do not fit this modality; empty if they do."""
     facts = fingerprint.of_channel(channel)
     if not facts:
         return "has one value all over in every case"
     low, high = (median(one[key] for one in facts) for key in ("low", "high"))
     shown = f"values go from {low:g} to {high:g}"
     if kind == "CT" and low >= 0 and high > RAW:
-        return f"{shown}, which are no HU: stored without its rescale (intercept, -1024 as a rule)?"
+        return f"{shown}, which are not HU: stored without its rescale (intercept, -1024 as a rule)?"
     if kind == "CT" and high - low <= SQUEEZED:
-        return f"{shown}, which are no HU: rescaled already?"
+        return f"{shown}, which are not HU: rescaled already?"
     if kind in ("MR", "PET", "US") and low <= AIR and high > 0:
         return f"{shown}, as a CT's in HU do; is it {kind}?"
     return ""
 
 
 def beyond_window(fingerprint: Fingerprint, settings: VolumeSettings) -> list[str]:
-    """A line about each channel of a case that its window makes constant: its values are all beyond it."""
+    """A line about each channel of a case whose values all lie beyond its window, which makes it constant."""
     problems = []
     for case in fingerprint.cases:
         for channel, facts in enumerate(case.intensities):

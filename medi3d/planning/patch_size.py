@@ -23,17 +23,17 @@ LARGEST_PATCH = 192
 """Voxels along one axis; beyond it a patch costs more than its context is worth."""
 
 MOST_STEPS = 6
-"""Patches that are measured, at most."""
+"""Most patches that are measured."""
 
 
 def plan_patch(experiment: SegmentationExperiment, fingerprint: Fingerprint, budget: float) -> list[Choice]:
-    """The largest patch whose training step keeps to the memory, as a cube in mm as far as cases reach.
+    """The largest patch whose training step fits the memory: a cube in mm, where the cases are large enough.
 
-    Measured: a step is run on small patches in a process of its own, its memory taken to grow with the
-    number of voxels, and the patch that follows is run too.
+    Steps on small patches are measured in a process of their own. Memory is assumed to grow linearly with
+    the number of voxels, and the patch that follows from this is measured too.
 
     Args:
-        experiment: with spacing, network and batch size; its patch is not looked at.
+        experiment: with spacing, network and batch size; its patch is ignored.
         fingerprint: of the cohort.
         budget: bytes, on the device on which training runs.
 
@@ -58,15 +58,15 @@ def plan_patch(experiment: SegmentationExperiment, fingerprint: Fingerprint, bud
     patch = min(measured, key=_count)
     raise Medi3dError(
         f"a training step on {' x '.join(map(str, patch))} voxels takes {measured[patch] / 2**30:.1f} GB, "
-        f"more than the {budget / 2**30:.1f} GB allowed; give more with --memory, or take a smaller network"
+        f"more than the {budget / 2**30:.1f} GB allowed; raise --memory or use a smaller network"
     )
 
 
 def _promising(measured: Mapping[Triple, int], budget: float) -> int:
-    """Voxels whose step should take nine tenths of the budget, by the two largest patches so far.
+    """Number of voxels whose step should take 90 % of the budget, extrapolated from the two largest patches.
 
-    At most eight times the largest, which is twice along each axis: small patches take what libraries and
-    weights take, whatever their size, and a step far over the budget could bring the machine down.
+    At most eight times the largest, twice along each axis. The memory of small patches is mostly that of
+    libraries and weights, and a step far over the budget could bring the machine down.
     """
     sizes = sorted((_count(patch), used) for patch, used in measured.items())
     many, more = sizes[-1]
@@ -78,11 +78,11 @@ def _promising(measured: Mapping[Triple, int], budget: float) -> int:
 
 
 def _patch(extent: Sequence[int], spacing: Sequence[float], voxels: int, multiple: int = 16) -> Triple:
-    """Of at most so many voxels: an equal size in mm along each axis, as far as the case reaches."""
+    """A patch of at most `voxels` voxels, of equal size in mm along each axis, cut to the case's extent."""
 
     def of_edge(mm: float) -> Triple:
         sides = [min(mm / side, n, LARGEST_PATCH) for side, n in zip(spacing, extent, strict=True)]
-        # Up where the whole case is seen, down elsewhere, to what the strides of an encoder divide.
+        # Rounded to a multiple of the encoder's strides: up where the whole case is seen, down elsewhere.
         steps = [multiple if n >= multiple else 4 for n in extent]
         depth, height, width = (
             max(step, (-(-n // step) if side >= n else int(side) // step) * step)
@@ -105,7 +105,7 @@ def measure_step(experiment: SegmentationExperiment, patch: Triple) -> int:
     """Bytes that one training step takes on the training device, weights and optimiser included.
 
     Raises:
-        Medi3dError: the step fails, for want of memory for one.
+        Medi3dError: the step fails, for example for lack of memory.
     """
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -115,7 +115,7 @@ def measure_step(experiment: SegmentationExperiment, patch: Triple) -> int:
     try:
         answer = ours.recv()
     except EOFError:
-        answer = f"it was ended from outside (exit code {process.exitcode}), for want of memory most likely"
+        answer = f"it was killed (exit code {process.exitcode}), most likely for lack of memory"
     process.join()
     if isinstance(answer, str):
         raise Medi3dError(f"a training step on a patch of {' x '.join(map(str, patch))} fails: {answer}")
@@ -133,19 +133,19 @@ def _step(experiment: SegmentationExperiment, patch: Triple, answer: Any) -> Non
         optimiser = torch.optim.AdamW(network.parameters())
         shape = (experiment.training.batch_size, experiment.data.channels, *patch)
         label = torch.zeros((shape[0], 1, *patch), dtype=torch.uint8, device=device)
-        for _ in range(2):  # the optimiser's moments exist from the second step on
+        for _ in range(2):  # the optimiser's moments exist only from the second step
             with precision.autocast():
                 logits = network(precision.place(torch.rand(shape)))
             task.loss(logits, label).backward()
             optimiser.step()
             optimiser.zero_grad()
         answer.send(_peak_bytes(device) - before)
-    except Exception as error:  # every failure must reach the parent, as a line
+    except Exception as error:  # every failure must reach the parent, as one line
         answer.send(" ".join(str(error).split())[:300] or type(error).__name__)
 
 
 def _peak_bytes(device: torch.device) -> int:
-    """Most memory that this process has held. (`getrusage` would count what its parent held, too.)"""
+    """Peak memory of this process. (`getrusage` would include its parent's.)"""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

@@ -1,7 +1,6 @@
-"""Preparing a cohort: check and describe every case, choose what the config leaves open, fill the cache."""
+"""Prepare a cohort: check and describe every case, choose what the config leaves open, fill the cache."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -23,7 +22,7 @@ from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.errors import ConfigError, DataError
 from medi3d.experiment.config import complete, read_given
 from medi3d.experiment.settings import SegmentationExperiment
-from medi3d.files import written_aside
+from medi3d.files import writing, written_aside
 from medi3d.inflation.plan import KernelPlan
 from medi3d.planning.choices import LITTLE, Choice, Kept, plan_data, spare_labels
 from medi3d.planning.early import add, early_problems, flat, plan_listed
@@ -36,25 +35,25 @@ from medi3d.planning.patch_size import plan_patch
 def run_prepare(
     config: Path, overrides: list[str], out: Path | None, *, memory_gb: float, workers: int
 ) -> dict[str, Any]:
-    """Prepare the cohort of a segmentation config; of one that classifies clips, compute their flow.
+    """Prepare the cohort of a segmentation config; for a config that classifies clips, compute their flow.
 
     Writes into `out`: `fingerprint.json`, `choices.json` (each with its reason, and what labels lose on the
-    chosen grid), `config.yaml` (complete; `medi3d train` takes it), a plan where slices are thick, and
-    `cache/` with every case as the network takes it.
+    chosen grid), `config.yaml` (complete, for `medi3d train`), a plan if slices are thick, and
+    `cache/` with every case in the form that the network takes.
 
     Args:
-        config: needs `data.root`; what it says is kept, what it leaves open is chosen.
-        overrides: "key=value" in place of the config's.
+        config: needs `data.root`; its keys are kept, missing ones are chosen.
+        overrides: "key=value" pairs that override the config.
         out: the folder; prepared/NAME if None.
-        memory_gb: that a training step may take on the training device.
-        workers: processes that read.
+        memory_gb: memory limit for a training step on the training device.
+        workers: number of reading processes.
 
     Returns:
         The fingerprint, the choices, what labels keep on the grid, and the config's path.
 
     Raises:
         ConfigError: the config is of another task, or lacks what cannot be chosen.
-        DataError: cases are damaged, all of them named; nothing is cached then.
+        DataError: cases are damaged; all are named and nothing is cached.
     """
     given = read_given(config, overrides)
     if given.get("task") == "classification":
@@ -71,7 +70,7 @@ def run_prepare(
     if problems:
         _show_problems(problems)
         raise DataError(f"{len(problems)} problems, each named above; the first: {problems[0]}")
-    cases = without_tests(cohort.cases)  # nothing is chosen by what a test set is like
+    cases = without_tests(cohort.cases)  # test cases must not influence the choices
     fingerprint = _examine(cases, _provisional(given), workers)
     _write(folder / "fingerprint.json", json.dumps(fingerprint.to_dict(), indent=2))
     _show(fingerprint)
@@ -112,12 +111,10 @@ def run_prepare(
 
 
 def _prepare_flow(config: Path, experiment: Any, workers: int) -> dict[str, Any]:
-    """Fill the cache of flow; what is there is left."""
+    """Fill the flow cache; existing entries are kept."""
     settings: ClipSettings = experiment.data
     if settings.streams == "rgb":
-        raise ConfigError(
-            f"{config}: data.streams is rgb: only flow is computed beforehand; train right away"
-        )
+        raise ConfigError(f"{config}: data.streams is rgb: prepare computes only flow; run train directly")
     paths = [clip.path for clip in read_clip_list(settings).clips]
 
     def say(line: str) -> None:
@@ -131,7 +128,7 @@ def _prepare_flow(config: Path, experiment: Any, workers: int) -> dict[str, Any]
 
 
 def default_memory_gb() -> float:
-    """Most of a GPU's memory; half of what the main memory has free, 8 GB at most, without one."""
+    """85 % of a GPU's memory; without a GPU half of the free main memory, at most 8 GB."""
     import psutil
     import torch
 
@@ -141,7 +138,7 @@ def default_memory_gb() -> float:
 
 
 def _provisional(given: DictConfig) -> VolumeSettings:
-    """Enough to read cases by: neither modality nor normalisation matters yet."""
+    """Settings that suffice to read cases: modality and normalisation do not matter yet."""
     keys = ("labels", "channels", "empty_labels", "overlaps", "nan", "missing_channels")
     data = {key: given.data[key] for key in keys if key in given.data}
     return VolumeSettings(str(given.data.root), "MR", **OmegaConf.to_container(OmegaConf.create(data)))  # type: ignore[arg-type]
@@ -160,7 +157,7 @@ def _choose(
     memory_gb: float,
     kept_by: Callable[[tuple[float, ...]], Kept],
 ) -> tuple[SegmentationExperiment, list[Choice]]:
-    """Fill `given` in; the experiment that it then describes, and what was chosen."""
+    """Complete `given`; return the experiment that it then describes, and the choices."""
     labels = [str(name) for name in given.data.labels]
     choices = [*intensities, *plan_data(fingerprint, flat(given), labels)]
     choices = spare_labels(choices, fingerprint, lambda spacing: kept_by(tuple(spacing)))
@@ -208,7 +205,7 @@ def _remark(remarks: Sequence[str]) -> None:
 
 
 def _show(fingerprint: Fingerprint) -> None:
-    """Each problem; lowest, middle and highest of everything else (each case is in fingerprint.json)."""
+    """Print the problems, and the lowest, median and highest value of each fact."""
     _show_problems(fingerprint.problems)
     cases = fingerprint.cases
     if not cases:
@@ -237,7 +234,7 @@ def _show(fingerprint: Fingerprint) -> None:
 
 
 def _show_kept(kept: Kept) -> None:
-    """Dice of labels with themselves after the grid and back, and a warning where much is lost."""
+    """Print the Dice of labels with themselves after resampling and back; warn where much is lost."""
     if not kept:
         return
     rows = [{"label": n, "mean": f"{v['mean']:.3f}", "worst": f"{v['worst']:.3f}"} for n, v in kept.items()]
@@ -254,11 +251,7 @@ def _show_kept(kept: Kept) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:
             aside.write_text(text)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or os.strerror(error.errno or 0)})"
-        ) from error

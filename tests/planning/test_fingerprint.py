@@ -65,5 +65,5 @@ def test_the_modality_is_told_only_where_it_is_clear(case_of, low, modality):
 
 
 def test_channels_that_the_config_does_not_name_are_refused(case_of):
-    with pytest.raises(DataError, match="1 channels where the config says channels: 2"):
+    with pytest.raises(DataError, match="1 channels, but the config says channels: 2"):
         examine_case(case_of("a"), replace(SETTINGS, channels=2))

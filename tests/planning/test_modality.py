@@ -67,8 +67,8 @@ def test_the_word_of_the_list_is_believed(low, high):
 @pytest.mark.parametrize(
     ("name", "values", "words"),
     [
-        ("CT", (0.0, 4095.0), "no HU: stored without its rescale"),
-        ("CT", (0.0, 1.0), "no HU: rescaled already"),
+        ("CT", (0.0, 4095.0), "not HU: stored without its rescale"),
+        ("CT", (0.0, 1.0), "not HU: rescaled already"),
         ("MRI", (-1024.0, 3000.0), "is it MR"),
     ],
 )

@@ -62,5 +62,5 @@ def test_a_patch_is_a_cube_in_millimetres_as_far_as_cases_reach(step):
 
 
 def test_too_little_memory_is_one_error(step):
-    with pytest.raises(Medi3dError, match="give more with --memory"):
+    with pytest.raises(Medi3dError, match="raise --memory"):
         patch_for(cohort(), 0.1)

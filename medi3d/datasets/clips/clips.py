@@ -1,7 +1,7 @@
-"""Video clips for classification: which there are, how they are split, and what the network sees of one.
+"""Video clips for classification: the list of clips, and the samples made from each.
 
-A sample is made in two steps. `load_frames` decodes a clip, whole and at reduced size, as bytes that can be
-kept in memory: pictures, optical flow, or both. From these `training_clip` cuts consecutive frames and a
+A sample is made in two steps. `load_frames` decodes a whole clip at reduced size, as bytes that fit into
+memory: pictures, optical flow, or both. From these `training_clip` cuts consecutive frames and a
 random crop, `evaluation_clip` takes all frames and the centre, as I3D was trained and tested (Carreira &
 Zisserman 2017, arXiv:1705.07750).
 """
@@ -35,9 +35,9 @@ class Clip:
     label: int
     group: str
     split: str | None = None
-    """"training", "validation", another name (left out), or None: not said"""
+    """"training", "validation", another name (left out), or None: not given"""
     title: str = ""
-    """its name where the list gives one, or where the file's name is that of several clips"""
+    """its name if the list gives one, or if several clips share the file's name"""
 
     @property
     def name(self) -> str:
@@ -46,7 +46,7 @@ class Clip:
 
     @property
     def subject(self) -> tuple[int, str]:
-        """Clips of one never part: the class and the group."""
+        """Class and group; clips that share both stay in the same split."""
         return (self.label, self.group)
 
 
@@ -59,14 +59,14 @@ class ClipList:
 
 
 def read_clip_list(settings: ClipSettings) -> ClipList:
-    """Read which clips there are; none is opened yet, but each must be there.
+    """List the clips; none is opened, but each file must exist.
 
     Paths are relative to the list. Without a column `label`, and in folders, classes are numbered in
     alphabetical order. Without a column `group` the group is read from names like UCF101's
-    `v_Bowling_g05_c01`; other clips are a group each.
+    `v_Bowling_g05_c01`; every other clip is a group of its own.
 
     Raises:
-        DataError: the list is missing, empty or contradicts itself, or names a file that is not there.
+        DataError: the list is missing, empty or contradicts itself, or names a missing file.
     """
     root = Path(settings.root)
     rows = read_rows(root, Path(settings.videos) if settings.videos else None)
@@ -83,7 +83,7 @@ def read_clip_list(settings: ClipSettings) -> ClipList:
             label = classes.index(row["class"])
             clips.append(Clip(path, label, group, row.get("split") or None, title))
         elif settings.skip_damaged:
-            log.warning("skipped: %s is listed but not there", path)
+            log.warning("skipped: %s is listed but missing", path)
         else:
             raise DataError(f"{root}: lists {path}, but there is no such file")
     if not clips:
@@ -92,7 +92,7 @@ def read_clip_list(settings: ClipSettings) -> ClipList:
 
 
 def load_frames(clip: Clip, settings: ClipSettings) -> Sample:
-    """The whole clip at reduced size, as it can be kept in memory: "image" is uint8, 0 to 255.
+    """Read the whole clip at reduced size, to be kept in memory: "image" is uint8, 0 to 255.
 
     Flow is taken from its cache, or computed (slowly) and kept there, see `flow.py`.
 
@@ -108,10 +108,10 @@ def load_frames(clip: Clip, settings: ClipSettings) -> Sample:
 
 
 def training_clip(sample: Sample, settings: ClipSettings) -> Sample:
-    """Every `stride`th frame from a random start, one random crop and one coin for the flip, for all of them.
+    """Take every `stride`-th frame from a random start, with one random crop and flip for all of them.
 
-    Takes what `load_frames` gives; "image" becomes `(C, frames, crop, crop)` float32 in [-1, 1]. Mirrored,
-    what moved to the right moves to the left: that channel of the flow changes its sign.
+    Takes the result of `load_frames`; "image" becomes `(C, frames, crop, crop)` float32 in [-1, 1]. The
+    flip negates the horizontal flow.
     """
     image, span = sample["image"], _span(settings)
     start = _random_below(max(1, image.shape[1] - span + 1))
@@ -124,14 +124,14 @@ def training_clip(sample: Sample, settings: ClipSettings) -> Sample:
 
 
 def evaluation_clip(sample: Sample, settings: ClipSettings) -> Sample:
-    """All (`stride`th) frames, `settings.frames` at least, and the centre crop, as float32 in [-1, 1]."""
+    """Take every `stride`-th frame (at least `settings.frames`) and the centre crop as float32 in [-1, 1]."""
     image = looped(sample["image"], _span(settings))[:, :: settings.stride]
     top, left = ((size - settings.crop) // 2 for size in image.shape[-2:])
     return {**sample, "image": to_range(image[..., top : top + settings.crop, left : left + settings.crop])}
 
 
 def load_clip(clip: Clip, settings: ClipSettings) -> Sample:
-    """Decode a clip and take what a network is tested on: "image" `(C, T, crop, crop)` float32 in [-1, 1].
+    """Decode a clip into a test sample: "image" `(C, T, crop, crop)` float32 in [-1, 1].
 
     Raises:
         DataError: the file is missing or damaged, see `read_frames`.
@@ -140,7 +140,7 @@ def load_clip(clip: Clip, settings: ClipSettings) -> Sample:
 
 
 def mirrored(image: Tensor, horizontal: int = -1) -> Tensor:
-    """Bytes `(C, T, H, W)` turned left to right, with the flow of channel `horizontal` (-1: none) negated."""
+    """Mirror bytes `(C, T, H, W)` left to right and negate the flow of channel `horizontal` (-1: none)."""
     image = image.flip(-1)
     if horizontal >= 0:
         image[horizontal] = 255 - image[horizontal]
@@ -148,7 +148,7 @@ def mirrored(image: Tensor, horizontal: int = -1) -> Tensor:
 
 
 def looped(image: Tensor, frames: int) -> Tensor:
-    """A clip `(C, T, H, W)` played again from its start until it has at least so many frames."""
+    """Loop a clip `(C, T, H, W)` until it has at least `frames` frames."""
     length = image.shape[1]
     return image if length >= frames else image[:, torch.arange(frames) % length]
 
@@ -159,7 +159,7 @@ def to_range(image: Tensor) -> Tensor:
 
 
 def _span(settings: ClipSettings) -> int:
-    """Stored frames from the first to the last that a training step sees."""
+    """Number of stored frames from the first to the last that a training step sees."""
     return (settings.frames - 1) * settings.stride + 1
 
 

@@ -1,8 +1,8 @@
-"""Whether a clip ends where it should, for containers that do not say how many frames they hold.
+"""Check that a clip is complete, for containers that do not state their number of frames.
 
-Decoders stop without a word where such a file was cut. Matroska and WebM say how long each element is
+Decoders stop silently where such a file was cut. Matroska and WebM state the length of each element
 (RFC 8794, RFC 9559), a transport stream is made of packets of one length (ISO/IEC 13818-1), and in others the
-last picture is damaged or comes before the end that the header promises.
+last picture is damaged or comes before the end stated in the header.
 """
 
 from pathlib import Path
@@ -19,14 +19,14 @@ _LOST = 0.05
 
 
 def check_end(path: Path, container: str) -> None:
-    """Refuse a file that ends inside of an element or a packet.
+    """Raise if a file ends inside an element or a packet.
 
     Args:
         path: of the file.
         container: FFmpeg's name of its format.
 
     Raises:
-        DataError: it does; the message says how many bytes there are.
+        DataError: it does; the message gives the number of bytes.
     """
     size = path.stat().st_size
     if "matroska" in container:
@@ -39,7 +39,7 @@ def check_end(path: Path, container: str) -> None:
 
 
 def ends_early(container: Any, stream: Any, last: Any) -> bool:
-    """Whether the last picture is damaged, or the header promises more than its time."""
+    """Whether the last picture is damaged, or the header states a later end than its time."""
     if last.is_corrupt:
         return True
     alone = len(container.streams) == 1
@@ -62,7 +62,7 @@ def _last_end(file: BinaryIO, size: int) -> int:
         file.seek(position)
         name, told = _number(file, keep_mark=True), _number(file)
         if name is None or told is None:
-            return size + 1  # it ends inside of an element's head
+            return size + 1  # it ends inside an element's head
         start = file.tell()
         if told < 0:
             if name not in (_SEGMENT, _CLUSTER):
@@ -74,7 +74,7 @@ def _last_end(file: BinaryIO, size: int) -> int:
 
 
 def _number(file: BinaryIO, *, keep_mark: bool = False) -> int | None:
-    """A number of variable length; -1 if it says that it is not known, None at the end of the file."""
+    """A number of variable length; -1 if it is marked as unknown, None at the end of the file."""
     first = file.read(1)
     if not first or not first[0]:
         return None
@@ -97,4 +97,4 @@ def _whole_packets(path: Path, size: int) -> bool:
         marks = start[first::length]
         if len(marks) > 1 and all(mark == _SYNC for mark in marks):
             return size % length == 0
-    return True  # it begins inside of a packet, as a part of a broadcast may
+    return True  # it begins inside a packet, as a part of a broadcast may

@@ -1,11 +1,11 @@
-"""Optical flow of clips: how far each pixel moves to the next frame, as the second stream of I3D sees it.
+"""Optical flow of clips: the motion of each pixel to the next frame, the input of I3D's second stream.
 
 TV-L1 (Zach et al. 2007) by OpenCV's contributed modules with its default settings, on grey frames; truncated
 to 20 pixels either way and kept as bytes, so that bytes 0 to 255 are -1 to 1 (Carreira & Zisserman 2017, and
 google-deepmind/kinetics-i3d, README). Half a step of these bytes is 0.08 pixels; no motion is 128, not exact.
 
 It takes about a second a frame at full size, so it is computed once and kept on disk, by the content of the
-clip and all settings: a killed run goes on where it stopped, a changed clip is computed anew.
+clip and all settings: an interrupted run resumes where it stopped, a changed clip is recomputed.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ LIMIT = 20.0
 """Pixels per frame beyond which flow is truncated, as the paper's code does."""
 
 _METHOD = "tvl1-1"
-"""In every key; to be changed with anything below that changes a number."""
+"""Part of every key; change it with any code below that changes results."""
 
 
 def compute_flow(frames: Tensor) -> Tensor:
     """TV-L1 flow from each frame to the next, in pixels: uint8 `(3, T, H, W)` -> float32 `(2, T, H, W)`.
 
-    Channels are the motion to the right and down. The last frame has no next one and repeats the flow before
-    it, so that flow and pictures have equal length; a single frame has none: zeros.
+    Channels are the motion to the right and down. The last frame repeats the flow before it, so that flow
+    and pictures have equal length; a single frame has zero flow.
 
     Raises:
         DataError: OpenCV's contributed modules are not installed.
@@ -66,7 +66,7 @@ def read_flow(
     keep: int | None = None,
     rate: float = 0,
 ) -> Tensor:
-    """The flow of a clip as uint8 `(2, T, H, W)`, of frames as `read_frames` gives them; computed only once.
+    """Read the flow of a clip as uint8 `(2, T, H, W)`, on the frames of `read_frames`; computed only once.
 
     Args:
         path: of the clip.
@@ -83,7 +83,7 @@ def read_flow(
             with kept.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return torch.from_numpy(arrays["flow"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            pass  # damaged on disk: computed anew
+            pass  # damaged on disk: recomputed
     flow = to_bytes(compute_flow(read_frames(path, side, keep, rate)))
     try:
         _keep(flow, kept)
@@ -93,7 +93,7 @@ def read_flow(
 
 
 def _keep(flow: Tensor, kept: Path) -> None:
-    """Written aside under a name of this process, as several may compute the same clip."""
+    """Write under a name of this process and rename, since several processes may compute the same clip."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     aside = kept.with_name(f"{kept.stem}.{os.getpid()}.tmp")
     try:
@@ -105,10 +105,10 @@ def _keep(flow: Tensor, kept: Path) -> None:
 
 
 def cached_flow(path: str | Path, cache: str | Path | None = None, **settings: Any) -> Path:
-    """Where the flow of a clip is kept: a file named by the SHA-256 of its content and of all settings.
+    """Path of the cached flow of a clip, named by the SHA-256 of its content and of all settings.
 
     Raises:
-        DataError: there is no such clip.
+        DataError: the clip does not exist.
     """
     path = Path(path)
     if not path.exists():
@@ -130,16 +130,16 @@ def fill_cache(
     say: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> list[Path]:
-    """Compute the flow of many clips, each in a process of its own; what is kept already is passed over.
+    """Compute the flow of many clips, each in a process of its own; cached flow is skipped.
 
     Args:
         paths: of the clips.
         cache: see `read_flow`, as `settings`.
-        processes: how many work at once.
+        processes: number of parallel processes.
         say: called with a line for each clip.
 
     Returns:
-        The damaged clips, which are named through `say` and have no flow.
+        The damaged clips, which have no flow; `say` gets a line for each.
     """
     missing = [Path(p) for p in paths if not cached_flow(p, cache, **settings).is_file()]
     damaged = []
@@ -155,7 +155,7 @@ def fill_cache(
 
 
 def _fill_one(path: Path, cache: str | Path | None, settings: dict[str, Any]) -> str:
-    """The reason why the clip has no flow, or nothing. One thread: processes share the cores already."""
+    """The reason why the clip has no flow, if any. Uses one thread: the processes share the cores already."""
     _import_cv2().setNumThreads(1)
     try:
         read_flow(path, cache, **settings)
@@ -167,7 +167,7 @@ def _fill_one(path: Path, cache: str | Path | None, settings: dict[str, Any]) ->
 def _import_cv2() -> Any:
     try:
         cv2: Any = importlib.import_module("cv2")
-        cv2.optflow.DualTVL1OpticalFlow_create  # noqa: B018 - there only with the contributed modules
+        cv2.optflow.DualTVL1OpticalFlow_create  # noqa: B018 - exists only with the contributed modules
     except (ImportError, AttributeError) as error:
         raise DataError(
             "optical flow needs OpenCV with its contributed modules: pip install 'medi3d[video]'"

@@ -1,4 +1,4 @@
-"""Decode a clip into frames, with PyAV: MP4, AVI, GIF, folders of pictures, whatever its FFmpeg reads."""
+"""Decode a clip into frames, with PyAV: MP4, AVI, GIF, folders of pictures, whatever FFmpeg reads."""
 
 import re
 import struct
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from medi3d.datasets.clips.endings import check_end, ends_early
-from medi3d.errors import DataError
+from medi3d.errors import DataError, first_line
 
 MAX_FRAMES = 2000
-"""A clip is one action, 80 s at 25 frames per second; as many frames are held in memory at once."""
+"""Most frames of a clip, which are held in memory at once: one action, 80 s at 25 frames per second."""
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-"""Pictures that make a clip where they lie in one folder."""
+"""Suffixes of pictures, of which a folder makes a clip."""
 
 _ONE = 1 << 16
 """1 in a display matrix."""
 _SKEW = 0.02
-"""What rounding may leave of the other axis in a display matrix of a right angle."""
+"""Largest rounding error of the other axis in a display matrix of a right angle."""
 
 _LOST = 0.05
 """Share of the frames promised by the header that may be missing: edit lists drop a few, cut files many."""
@@ -32,15 +32,15 @@ _LOST = 0.05
 def read_frames(
     path: str | Path, side: int | None = None, keep: int | None = None, rate: float = 0
 ) -> Tensor:
-    """All frames of a clip as uint8 RGB, `(3, T, H, W)`.
+    """Read all frames of a clip as uint8 RGB, `(3, T, H, W)`.
 
     Args:
-        path: of the clip; of several video streams the first is read. Of a folder, its pictures in the order
-            of the numbers in their names.
-        side: pixels that the shorter side is resized to, bilinear (as Kinetics was); None: as it is.
-        keep: a clip whose shorter side has just so many pixels was prepared already and is not resized.
-        rate: frames per second to sample by the clip's own clock, each the one shown at that moment (I3D:
-            25); 0: the frames as they are stored, whatever their pace. Pictures of a folder have no clock.
+        path: of the clip; of several video streams the first is read. From a folder, its pictures are read
+            in the order of the numbers in their names.
+        side: pixels that the shorter side is resized to, bilinear (as Kinetics was); None: unchanged.
+        keep: a clip whose shorter side has exactly this size is already prepared and is not resized.
+        rate: frames per second to sample by the clip's time stamps, each the one shown at that moment (I3D:
+            25); 0: the frames as stored, whatever their rate. Pictures of a folder have no time stamps.
 
     Raises:
         DataError: the file is missing, empty, damaged, cut short, too long, or has no picture.
@@ -77,7 +77,7 @@ def _read_file(path: Path, side: int | None, keep: int | None, rate: float, av: 
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the clip is empty")
     if path.suffix.lower() == ".gif" and not path.read_bytes().rstrip(b"\0").endswith(b";"):
-        raise DataError(f"{path}: cut short, a GIF ends with its trailer")  # nothing else in it tells
+        raise DataError(f"{path}: cut short, a GIF ends with its trailer")  # nothing else in it shows that
     frames: list[np.ndarray] = []
     decoded = 0
     try:
@@ -96,7 +96,7 @@ def _read_file(path: Path, side: int | None, keep: int | None, rate: float, av: 
             if frame is not None and not promised and ends_early(container, stream, frame):
                 raise DataError(f"{path}: cut short, its end is damaged or missing after {decoded} frames")
     except (av.FFmpegError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"{path}: not a whole clip (decoding fails after {decoded} frames: {reason})"
         ) from error
@@ -108,7 +108,7 @@ def _read_file(path: Path, side: int | None, keep: int | None, rate: float, av: 
 
 
 def _sampled(frames: Iterator[Any], stream: Any, rate: float, path: Path) -> Iterator[tuple[int, Any, int]]:
-    """Each frame with its number (from 1) and how many times it is shown: once, or by the clock at `rate`."""
+    """Each frame with its number (from 1) and how many times it is shown: once, or as sampled at `rate`."""
     if not rate:
         yield from ((number, frame, 1) for number, frame in enumerate(frames, start=1))
         return
@@ -117,7 +117,7 @@ def _sampled(frames: Iterator[Any], stream: Any, rate: float, path: Path) -> Ite
     pace = 1 / (stream.average_rate or stream.guessed_rate or Fraction(rate))
     for number, frame in enumerate(frames, start=1):
         if frame.pts is None:
-            raise DataError(f"{path}: frames have no time, so data.rate {rate:g} cannot be met; set it to 0")
+            raise DataError(f"{path}: no time stamps, so data.rate {rate:g} cannot be met; set it to 0")
         moment = frame.pts * Fraction(frame.time_base)
         start = moment if start is None else start
         if waiting is not None:
@@ -146,7 +146,7 @@ def _picture(frame: Any, side: int | None, keep: int | None) -> np.ndarray:
 
 
 def display_matrix(frame: Any) -> tuple[float, float, float, float]:
-    """How a frame is shown, `(a, b, c, d)`: x to the right and y downwards go to a·x + c·y and b·x + d·y."""
+    """The display matrix `(a, b, c, d)`: x to the right and y downwards go to a·x + c·y and b·x + d·y."""
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data)[:36])
@@ -155,15 +155,15 @@ def display_matrix(frame: Any) -> tuple[float, float, float, float]:
 
 
 def upright(picture: np.ndarray, matrix: tuple[float, float, float, float]) -> np.ndarray:
-    """A picture `(H, W, 3)` turned and mirrored as its display matrix says; sizes in it are ignored.
+    """Rotate and mirror a picture `(H, W, 3)` by its display matrix, whose scaling is ignored.
 
     Raises:
-        ValueError: it is turned by an angle that is no multiple of 90 degrees.
+        ValueError: the angle is not a multiple of 90 degrees.
     """
     a, b, c, d = matrix
     turned, straight = abs(b) + abs(c), abs(a) + abs(d)
     if min(turned, straight) > _SKEW * max(turned, straight):
-        raise ValueError("its pictures are turned by an angle that is no multiple of 90 degrees")
+        raise ValueError("its pictures are rotated by an angle that is not a multiple of 90 degrees")
     if turned > straight:
         picture, a, d = picture.transpose(1, 0, 2), c, b
     if a < 0:

@@ -1,6 +1,6 @@
-"""Lists of clips as they are published: a CSV of ours, UCF101, HMDB51, Kinetics, and a folder per class.
+"""Lists of clips in their published formats: medi3d's CSV, UCF101, HMDB51, Kinetics, and a folder per class.
 
-Each reader gives rows with "path" (absolute, or relative to the list), "class", and where the list says them
+Each reader gives rows with "path" (absolute, or relative to the list), "class", and where the list gives them
 "label", "group" and "split".
 """
 
@@ -20,16 +20,16 @@ _KINETICS_BESIDE = ("validate.csv", "val.csv")
 
 
 def read_rows(root: Path, videos: Path | None) -> list[Row]:
-    """The rows of a list, told by its name and its first line.
+    """Read the rows of a list; its name and first line determine the format.
 
     Args:
-        root: a folder with a folder per class; a CSV of ours or of Kinetics (`validate.csv` or `val.csv`
+        root: a folder with a folder per class; medi3d's or Kinetics' CSV (`validate.csv` or `val.csv`
             beside a `train.csv` is read with it); UCF101's `trainlist01.txt`, with its `testlist01.txt` and
             `classInd.txt` beside it; or HMDB51's lists of one split, as `FOLDER/*_test_split1.txt`.
         videos: the folder in which the clips lie; None: beside the list.
 
     Raises:
-        DataError: there is no such list, or it cannot be read as one of these.
+        DataError: the list does not exist, or is in none of these formats.
     """
     at = videos or root.parent
     if root.is_dir():
@@ -50,7 +50,7 @@ def read_rows(root: Path, videos: Path | None) -> list[Row]:
 
 
 def _folders(root: Path) -> Iterator[Row]:
-    """CLASS/CLIP, where a clip is a file, or a folder of pictures."""
+    """Rows of CLASS/CLIP; a clip is a file or a folder of pictures."""
     for path in sorted(root.glob("*/*")):
         if path.suffix.lower() in CLIP_SUFFIXES or (path.is_dir() and _has_pictures(path)):
             yield {"path": str(path), "class": path.parent.name}
@@ -69,7 +69,7 @@ def _ours(path: Path, rows: list[Row], videos: Path) -> list[Row]:
 
 
 def _ucf(path: Path, videos: Path) -> Iterator[Row]:
-    """Lines `CLASS/NAME.avi 1`, the number left out in the test list."""
+    """Rows of lines `CLASS/NAME.avi 1`; the test list has no number."""
     numbered = [line.split() for line in _lines(path.with_name("classInd.txt"))]
     if not all(len(parts) == 2 and parts[0].isdigit() for parts in numbered):
         raise DataError(f"{path.with_name('classInd.txt')}: lines must be a number and a class")
@@ -86,19 +86,19 @@ def _ucf(path: Path, videos: Path) -> Iterator[Row]:
 
 
 def _hmdb(pattern: Path, videos: Path) -> Iterator[Row]:
-    """A file per class, CLASS_test_split1.txt, with lines `NAME.avi 1`: 1 training, 2 test, 0 neither."""
+    """Rows of the files CLASS_test_split1.txt, with lines `NAME.avi 1`: 1 training, 2 test, 0 neither."""
     for file in sorted(pattern.parent.glob(pattern.name)):
         class_name = re.sub(r"_test_split\d\.txt$", "", file.name)
         for line in _lines(file):
             name, _, part = line.strip().rpartition(" ")
             if not name or part not in _HMDB_PARTS:
-                raise DataError(f"{file}: {line!r} is no clip with 0, 1 or 2 behind it")
+                raise DataError(f"{file}: {line!r} is not a clip followed by 0, 1 or 2")
             path = videos / class_name / name.strip()
             yield {"path": str(path), "class": class_name, "split": _HMDB_PARTS[part]}
 
 
 def _kinetics(path: Path, rows: list[Row], videos: Path) -> Iterator[Row]:
-    """Columns label, youtube_id, time_start, time_end, split; clips of one video are one group.
+    """Rows of the columns label, youtube_id, time_start, time_end, split; clips of one video are one group.
 
     Files are named ID_000010_000020.mp4 (seconds, as the usual download scripts do) or ID.mp4, in the folder
     of the split, the class, both, or none.

@@ -1,48 +1,48 @@
-"""Settings of clips: where they are, how many frames, how large, how they are split."""
+"""Settings of clips: location, frames, size, split."""
 
 from dataclasses import dataclass
 
 from medi3d.errors import ConfigError
 
 STREAMS = {"rgb": 3, "flow": 2, "both": 5}
-"""What a network sees, and its channels: red, green, blue; flow to the right and down; or all of these."""
+"""Input streams and their channels: red, green, blue; flow to the right and down; or all of these."""
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """A set of clips and what is done to each of them (config section)."""
+    """A set of clips and how they are processed (config section)."""
 
     root: str = ""
-    """CSV list (path, class; if wanted label, group, split), a folder with a folder per class, or a published
+    """CSV list (path, class; optional label, group, split), a folder with a folder per class, or a published
     list: UCF101's trainlist01.txt, HMDB51's FOLDER/*_test_split1.txt, Kinetics' train.csv"""
     videos: str = ""
     """folder of the clips of a list; empty: the list's own"""
     streams: str = "rgb"
     """rgb | flow | both: 3, 2 or 5 channels, pictures first"""
     rate: float = 0
-    """frames per second to sample (I3D: 25); 0: the frames as they are stored"""
+    """frames per second to sample (I3D: 25); 0: the frames as stored"""
     skip_damaged: bool = False
     """leave out clips that are missing or cannot be decoded, each named in the log; else they are errors"""
     flow_cache: str = ""
     """folder in which computed flow is kept; empty: medi3d's cache"""
     frames: int = 64
-    """frames that one training step sees of a clip; shorter clips are looped"""
+    """frames of a clip in a training sample; shorter clips are looped"""
     stride: int = 1
-    """every so manieth frame is seen, such as 2 for SlowFast's 32 × 2; flow stays that between neighbours"""
+    """use every n-th frame, such as 2 for SlowFast's 32 × 2; flow is still that between stored frames"""
     side: int = 256
     """pixels of the shorter side to which frames are resized"""
     crop: int = 224
-    """pixels of the square that is cut out"""
+    """side of the square crop, in pixels"""
     flip: bool = True
-    """mirror every second training clip left to right; switch off where left and right are told apart"""
+    """mirror half of the training clips, at random; switch off if classes differ by left and right"""
     validation_groups: int = 1
-    """groups (clips of one scene) of each class to hold back, where the list names no split"""
+    """groups (clips of one scene) of each class to hold out, if the list names no split"""
     split_seed: int = 0
     """seed of the draw of these groups"""
     folds: int = 0
-    """parts of the clips for cross-validation, groups undivided; 0 holds back `validation_groups` instead"""
+    """number of cross-validation folds, groups kept whole; 0 holds out `validation_groups` instead"""
     fold: int = 0
-    """which of them validates, 0 to folds - 1; the others train"""
+    """number of the validation fold, 0 to folds - 1; the others train"""
 
     def __post_init__(self) -> None:
         for key in ("frames", "stride", "side", "crop"):
@@ -51,7 +51,7 @@ class ClipSettings:
         if self.streams not in STREAMS:
             raise ConfigError(f"data.streams is {self.streams!r}: use one of {', '.join(STREAMS)}")
         if not 0 <= self.rate <= 1000:
-            raise ConfigError(f"data.rate is {self.rate}: frames per second, or 0 for those that are stored")
+            raise ConfigError(f"data.rate is {self.rate}: frames per second, or 0 for the frames as stored")
         if self.crop > self.side:
             raise ConfigError(f"data.crop is {self.crop}, larger than data.side {self.side}")
         if self.validation_groups < 0:

@@ -1,4 +1,4 @@
-"""Clips split into training and validation, whole scenes at a time."""
+"""Split clips into training and validation, keeping scenes whole."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ TRAINING, VALIDATION = ("training", "train"), ("validation", "val", "valid", "va
 
 
 def sound_clips(clips: Sequence[Clip], settings: ClipSettings) -> list[Clip]:
-    """The clips that can be decoded to the end; the others are named in the log. Decodes them all.
+    """Keep the clips that can be decoded to the end; the others are named in the log. Decodes them all.
 
     Raises:
-        DataError: none can.
+        DataError: none can be decoded.
     """
     sound = []
     for clip in clips:
@@ -32,12 +32,11 @@ def sound_clips(clips: Sequence[Clip], settings: ClipSettings) -> list[Clip]:
 
 
 def split_clips(clips: Sequence[Clip], settings: ClipSettings) -> tuple[list[Clip], list[Clip]]:
-    """Part clips into training and validation by (class, group): clips of one scene are near-duplicates.
+    """Split clips into training and validation by (class, group): clips of one scene are near-duplicates.
 
-    With `folds` one of them validates; of clips that name a split, those for training and validation are then
-    put together. Otherwise the splits of the list hold, and where it names none `validation_groups` groups of
-    each class are drawn. Draws are the same for the same seed whatever the order of the list; a class keeps
-    at least one group for training.
+    With `folds`, one fold validates; the list's training and validation clips are pooled first. Otherwise the
+    splits of the list are used; if it names none, `validation_groups` groups of each class are drawn. A draw
+    depends on the seed but not on the order of the list; a class keeps at least one group for training.
 
     Raises:
         DataError: some clips name a split and some do not, a group is in both parts, or a class has too

@@ -1,8 +1,8 @@
-"""Cases as the network takes them, kept on disk: read, resampled and normalised once.
+"""A disk cache of cases as the network takes them: read, resampled and normalised once.
 
-One file a case, named by what it was made of: the bytes of its image and label files and the settings
-that shape it. So a file is never stale: other bytes or settings have another name. It is written
-aside and renamed, so a killed process leaves no half, and two processes at once write the same.
+One file per case, named by a digest of its image and label files and of the settings that shape it.
+So a file is never stale: other bytes or settings have another name. It is written aside and renamed:
+a killed process leaves no partial file, and two processes can write the same case at once.
 """
 
 import hashlib
@@ -24,35 +24,36 @@ from medi3d.datasets.images.formats import content_files, place_of
 from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.datasets.sampling.patches import PLACES, labelled_voxels
 from medi3d.errors import DataError, Medi3dError
+from medi3d.files import writing
 from medi3d.processes import process_pool
 
 VERSION = 1
 """Raised when reading, resampling or normalising changes, so that older files are not used."""
 
 ASIDE = ".tmp"
-"""Ends the names of folders in which files are written, NAME.PROCESS.tmp; safetensors has files aside too."""
+"""Suffix of folders in which files are written, NAME.PROCESS.tmp: safetensors has temporary files too."""
 
 SHAPING = ("channels", "spacing", "normalisation", "labels", "empty_labels", "overlaps")
 """Keys of `VolumeSettings` on which a loaded case depends."""
 
 YOUNGER = {"by_channel": [], "nan": "refuse", "missing_channels": "refuse"}
-"""Further ones, with the value that they had before they were there: with it, older files are used."""
+"""Younger keys, with the value that older files were made with: with it, they are used."""
 
 
 def load_cached(case: Case, settings: VolumeSettings) -> dict[str, Any]:
-    """As `load_case`, from the folder `settings.cache`; what is not there is made.
+    """Load a case as `load_case` does, from the folder `settings.cache`; it is added if missing.
 
-    The tensors are memory-mapped: of a large case only what a patch touches is read. "places" are the
+    The tensors are memory-mapped: only the part of a case that a patch touches is read. "places" are the
     voxels of each label, as `sample_patch` takes them.
 
     Raises:
-        DataError: as `load_case` says; or the folder cannot be written.
+        DataError: as `load_case`; or the folder cannot be written.
     """
     assert settings.cache is not None
     path = cache_path(case, settings)
     try:
         stored = load_file(path)
-    except (FileNotFoundError, SafetensorError):  # not made yet; or damaged by a disk, then made again
+    except (FileNotFoundError, SafetensorError):  # not made yet, or damaged on disk: it is made again
         _store(load_case(case, settings), path)
         stored = load_file(path)
     sample = {"name": case.name, "image": stored["image"], "spacing": tuple(stored["spacing"].tolist())}
@@ -64,7 +65,7 @@ def load_cached(case: Case, settings: VolumeSettings) -> dict[str, Any]:
 
 
 def cache_path(case: Case, settings: VolumeSettings) -> Path:
-    """Where a case is kept: its name, and a digest of its files and of the settings that shape it.
+    """Path of a cached case: its name, and a digest of its files and of the settings that shape it.
 
     Raises:
         DataError: a file of the case cannot be read.
@@ -86,12 +87,12 @@ def cache_path(case: Case, settings: VolumeSettings) -> Path:
 
 
 def _plain(settings: Any) -> dict[str, Any]:
-    """Of a normalisation or channel, without what is as it was before there was a key for it."""
+    """Fields of a normalisation or channel, without those whose value is that from before the key existed."""
     return {key: value for key, value in vars(settings).items() if (key, value) != ("background", "counted")}
 
 
 def fill_cache(cases: Sequence[Case], settings: VolumeSettings, workers: int) -> Iterator[str | None]:
-    """Make what is missing, in parallel; yields for each case, as it ends, None or what is wrong with it."""
+    """Add missing cases in parallel; yield for each case, as it finishes, None or what is wrong with it."""
     with process_pool(workers) as pool:
         futures = [pool.submit(_problem, case, settings) for case in cases]
         for future in as_completed(futures):
@@ -100,7 +101,7 @@ def fill_cache(cases: Sequence[Case], settings: VolumeSettings, workers: int) ->
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes left of files that another one has made since."""
+    """Remove the remains of killed processes for files that another process has made since."""
     for aside in folder.glob(f"*{ASIDE}"):
         if aside.with_name(aside.name.rsplit(".", 2)[0]).exists():
             shutil.rmtree(aside, ignore_errors=True)
@@ -122,15 +123,13 @@ def _store(sample: dict[str, Any], path: Path) -> None:
         for number, places in enumerate(labelled_voxels(sample["label"], PLACES), 1):
             tensors[f"places.{number}"] = places
     aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
-    try:
+    with writing(path, also=(SafetensorError,)):
         aside.mkdir(parents=True, exist_ok=True)
         try:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, aside / path.name)
             os.replace(aside / path.name, path)
-        except (FileNotFoundError, SafetensorError):  # another process was first, and swept
+        except (FileNotFoundError, SafetensorError):  # another process was first, and removed this folder
             if not path.exists():
                 raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: the cache cannot be written ({error})") from error

@@ -1,4 +1,4 @@
-"""One case read from its files, ready for a network."""
+"""Read one case from its files, ready for a network."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def load_case(case: Case, settings: VolumeSettings) -> dict[str, Any]:
 
     Raises:
         DataError: With the file's name: see `load_image`; or the label is not on the image's grid,
-            has no labelled voxel (see `read_label`), or a value that `settings.labels` does not know.
+            has no labelled voxel (see `read_label`), or a value that is not in `settings.labels`.
     """
     loaded = load_image(case.images, settings)
     sample: dict[str, Any] = {
@@ -38,7 +38,7 @@ def load_case(case: Case, settings: VolumeSettings) -> dict[str, Any]:
 
 
 def load_label(case: Case, settings: VolumeSettings, like: sitk.Image | None = None) -> sitk.Image:
-    """The label of a case that has one, as `read_label`, or joined from its masks.
+    """Read a case's label with `read_label`, or join its masks.
 
     Raises:
         DataError: As `read_label` and `join_structures`.

@@ -1,4 +1,4 @@
-"""Which images and labels belong together, how they are split, and one case loaded and checked."""
+"""Read the list of a cohort: its cases with their images, labels and splits."""
 
 import re
 from collections import Counter
@@ -20,11 +20,11 @@ class Case:
     Attributes:
         name: Unique in the cohort.
         images: Files, or folders of one DICOM series each.
-        label: A file with all labels; None where there is none.
-        structures: Instead of that, (name, mask) of each label that has a file of its own.
-        fold: In which it validates, 0, 1, ..., where the list says so.
-        subject: Cases of one subject never part in a split.
-        split: "training", "validation", another name (left out of both), or None: not said.
+        label: A file with all labels; None if there is none.
+        structures: Instead of `label`: (name, mask file) of each label.
+        fold: The fold that validates on it, 0, 1, ..., if the list names one.
+        subject: Cases of one subject stay together in a split.
+        split: "training", "validation", another name (left out of both), or None: not given.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Case:
 
     @property
     def label_files(self) -> tuple[Path, ...]:
-        """All files of its labels; none where it has no label."""
+        """All files of its labels; empty if it has none."""
         return (self.label,) if self.label else tuple(path for _, path in self.structures)
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Cases, with what the list says of them.
+    """Cases, and what the list says about them.
 
     Attributes:
         cases: In the order of the list.
@@ -59,18 +59,18 @@ class Cohort:
 
 
 def read_cohort(root: Path | str) -> Cohort:
-    """Read the list of a cohort; no image is opened yet, but each must be there.
+    """Read the list of a cohort; no image is opened, but each file must exist.
 
     Args:
         root: A folder in the layout of the Medical Segmentation Decathlon or in nnU-Net's
-            (`dataset.json`), or a list: `.csv` with the columns image, label, and if wanted name,
-            subject, split, fold (several image files parted by ";"), or `.json` (a list of such objects, or
-            as `dataset.json`; of MONAI's data lists `training`, `validation` and `testing` are read). Paths
-            are relative to the list. Labels in a mask each: label is their folder, or there is a column
-            `label:NAME` for each (in JSON an object).
+            (`dataset.json`), or a list: `.csv` with the columns image, label, and optionally
+            name, subject, split, fold (several image files separated by ";"), or `.json` (a list of such
+            objects, or as `dataset.json`; of MONAI's data lists `training`, `validation` and `testing` are
+            read). Paths are relative to the list. For labels with one mask each, label is their folder, or
+            there is a column `label:NAME` for each (in JSON an object).
 
     Raises:
-        DataError: The list is missing, damaged, empty, or names a file that is not there.
+        DataError: The list is missing, damaged, empty, or names a missing file.
     """
     root = Path(root)
     listing = root / "dataset.json" if root.is_dir() else root
@@ -89,9 +89,9 @@ def read_cohort(root: Path | str) -> Cohort:
 
 
 def _channels(described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> tuple[str, ...]:
-    """Names of the channels: MSD says {"0": "FLAIR", "1": "T1c"} under modality or channel_names.
+    """Names of the channels: MSD has {"0": "FLAIR", "1": "T1c"} under modality or channel_names.
 
-    A list names them in order; a word alone is the name of each.
+    A list names them in order; a single word is the name of each.
     """
     named = described.get("channel_names") or described.get("modality") or {}
     if isinstance(named, str):
@@ -106,7 +106,7 @@ def _channels(described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], p
 
 
 def _labels(described: Mapping[str, Any], path: Path) -> dict[str, int]:
-    """Name -> value, from MSD's {"1": "Anterior"} or the other way round."""
+    """Name -> value, from MSD's {"1": "Anterior"} or from {"Anterior": 1}."""
     labels = described.get("labels") or {}
     try:
         if all(re.fullmatch(r"\d+", str(key)) for key in labels):
@@ -120,7 +120,7 @@ def _cases(rows: Sequence[Mapping[str, Any]], listing: Path, channels: Sequence[
     images = [_images(row, number, listing, len(channels)) for number, row in enumerate(rows, 1)]
     paths = [Path(files[0].strip().replace("\\", "/")) for files in images]
     stems = [_stem(path, len(files) > 1) for path, files in zip(paths, images, strict=True)]
-    if len(set(stems)) < len(stems):  # sub-01/t1.nii.gz, sub-02/t1.nii.gz: the folder makes the difference
+    if len(set(stems)) < len(stems):  # sub-01/t1.nii.gz, sub-02/t1.nii.gz: only the folders differ
         stems = ["_".join((*path.parts[:-1], s)) for path, s in zip(paths, stems, strict=True)]
     cases = []
     fold_of = [_fold(row, number, listing) for number, row in enumerate(rows, 1)]
@@ -148,7 +148,7 @@ def _cases(rows: Sequence[Mapping[str, Any]], listing: Path, channels: Sequence[
 
 
 def _label_of(given: Any, listing: Path) -> tuple[Path | None, tuple[tuple[str, Path], ...]]:
-    """One file; or the masks of a folder, or of an object of names and files."""
+    """One label file; or the masks of a folder, or of an object {name: file}."""
     if not given:
         return None, ()
     if isinstance(given, Mapping):
@@ -194,7 +194,7 @@ def _fold(row: Mapping[str, Any], number: int, listing: Path) -> int | None:
 
 
 def place(listing: Path, file: str) -> Path:
-    """Where a file of a list is: relative to the list; as Windows writes it where it is so only."""
+    """Resolve a file of a list: relative to the list; as a Windows path if it exists only as one."""
     path = listing.parent / file.strip()
     if "\\" in file and not path.exists():
         return listing.parent / file.strip().replace("\\", "/")

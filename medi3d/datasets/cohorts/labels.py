@@ -1,4 +1,4 @@
-"""A label file as a map of numbers, whatever values, layers or segments it is kept in."""
+"""Read a label file as a map of label numbers, from values, layers or segments."""
 
 import re
 from dataclasses import dataclass
@@ -27,18 +27,18 @@ class Segment:
 
 
 def read_label(path: Path, settings: VolumeSettings, like: sitk.Image | None = None) -> sitk.Image:
-    """A label file, checked, as uint8 with the labels numbered 1, 2, ... in the order of their values.
+    """Read and check a label file, as uint8 with the labels numbered 1, 2, ... in the order of their values.
 
-    Segments of 3D Slicer are taken by their names where these are labels of the config, else by their
-    values. Several layers without names are the labels in their order, a mask each.
+    Segments of 3D Slicer are matched by name if their names are labels of the config, else by value.
+    Several layers without names are the masks of the labels, in their order.
 
     Args:
         path: The file.
         settings: Which labels there are.
-        like: The image that the label belongs to, as it was read; None where there is none.
+        like: The image that the label belongs to, as read; None if there is none.
 
     Raises:
-        DataError: A value is no whole number or not in `settings.labels`, the voxels are not those of
+        DataError: A value is not a whole number or not in `settings.labels`, the voxels are not those of
             `like` (see `on_grid_of`), layers overlap and `settings.overlaps` does not say which wins, or all
             voxels are background and `settings.empty_labels` does not allow that.
     """
@@ -65,7 +65,7 @@ def read_label(path: Path, settings: VolumeSettings, like: sitk.Image | None = N
 def _layers(
     path: Path, settings: VolumeSettings, like: sitk.Image | None
 ) -> tuple[list[sitk.Image], list[Segment]]:
-    """The label maps in a file, and the segments that it describes; DICOM is read by its names at once."""
+    """The label maps in a file, and the segments that it describes; DICOM is matched by name already."""
     if found := dicom_label_file(path):
         named = {name: value for name, value in settings.labels.items() if value != 0}
         order, lacks = settings.overlaps, settings.empty_labels
@@ -85,7 +85,7 @@ def read_segments(path: Path) -> list[Segment]:
     """The segments that the header of an NRRD file describes; none in any other file.
 
     Raises:
-        DataError: The file is damaged, or a segment's value or layer is no number.
+        DataError: The file is damaged, or a segment's value or layer is not a number.
     """
     if path.is_dir() or suffix_of(path) not in (".nrrd", ".nhdr"):
         return []
@@ -102,13 +102,13 @@ def read_segments(path: Path) -> list[Segment]:
             for number in numbers
         ]
     except ValueError as error:
-        raise DataError(f"{path}: a segment's layer or value is no number ({error})") from error
+        raise DataError(f"{path}: a segment's layer or value is not a number ({error})") from error
 
 
 def _by_name(
     arrays: list[np.ndarray], segments: list[Segment], settings: VolumeSettings, path: Path
 ) -> np.ndarray:
-    """By Slicer's names: its values follow the order in which segments were drawn."""
+    """Match segments by name: Slicer's values follow the order in which they were drawn."""
     place = {segment.name: segment for segment in segments}
     known = {(segment.layer, segment.value) for segment in segments if segment.name in settings.labels}
     for layer, array in enumerate(arrays):
@@ -130,7 +130,7 @@ def _by_name(
 def _by_layer(
     arrays: list[np.ndarray], segments: list[Segment], settings: VolumeSettings, path: Path
 ) -> np.ndarray:
-    """By the values where each is in one layer, and these are labels; else layer 1 is label 1, and so on."""
+    """Match by value if each value is in one layer and is a label; else layer 1 is label 1, and so on."""
     values = [set(np.unique(array).tolist()) - {0} for array in arrays]
     together = [value for one in values for value in one]
     by_value = dict(zip(settings.file_values[1:].tolist(), settings.label_names, strict=True))
@@ -147,7 +147,7 @@ def _by_layer(
         named = ", ".join(segment.name for segment in segments) or "no segment names in the header"
         raise DataError(
             f"{path}: {len(arrays)} layers ({named}) where the config has the labels "
-            f"{', '.join(settings.label_names)}; name the labels as the segments, or one label a layer"
+            f"{', '.join(settings.label_names)}; name the labels like the segments, or one per layer"
         )
 
     def inside(name: str) -> np.ndarray:

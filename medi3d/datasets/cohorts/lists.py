@@ -1,4 +1,4 @@
-"""The rows of a list of cases: CSV, or JSON of several kinds."""
+"""Read the rows of a list of cases: CSV, or JSON of several kinds."""
 
 import csv
 import difflib
@@ -16,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 COLUMNS = ("image", "label", "name", "subject", "split", "fold")
 PARTS = {"training": None, "validation": "validation", "testing": "test"}
-"""Key of a JSON list, as MONAI has them -> the split of its rows where they name none."""
+"""Key of a JSON list, as in MONAI -> the split of its rows if they name none."""
 FACTS = (
     *("name", "description", "reference", "licence", "license", "release", "relase", "tensorImageSize"),
     *(
@@ -36,7 +36,7 @@ FACTS = (
 
 
 def read_csv(path: Path) -> tuple[dict[str, Any], Rows]:
-    """Nothing described, and the rows; names of columns and cells without the blanks around them.
+    """An empty description, and the rows; surrounding blanks are stripped from column names and cells.
 
     Raises:
         DataError: The file is not readable, or has no column "image".
@@ -52,7 +52,7 @@ def read_csv(path: Path) -> tuple[dict[str, Any], Rows]:
         raise DataError(f"{path}: no column 'image' among {columns}; the first line names the columns")
     doubled = {name for name in columns if name and columns.count(name) > 1}
     if doubled:
-        raise DataError(f"{path}: the column {min(doubled)!r} is there twice; each column has its own name")
+        raise DataError(f"{path}: the column {min(doubled)!r} appears twice; column names must be unique")
     for line, row in table[1:]:
         if len(row) > len(columns) and any(row[len(columns) :]):
             raise DataError(
@@ -71,7 +71,7 @@ def read_csv(path: Path) -> tuple[dict[str, Any], Rows]:
 
 
 def _text(path: Path) -> str:
-    """As UTF-8 or UTF-16 by its mark in front, else as Windows writes western languages."""
+    """Decode as UTF-8, or UTF-16 by its byte order mark, else as Windows-1252."""
     try:
         content = path.read_bytes()
         if content.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -93,19 +93,19 @@ def _column(name: str) -> str:
 
 
 def _masks(row: Mapping[str, Any]) -> dict[str, str]:
-    """Of the columns `label:NAME`."""
+    """Name -> mask, from the columns `label:NAME`."""
     named = ((str(column).partition(":"), cell) for column, cell in row.items())
     return {name: cell for (word, _, name), cell in named if word == "label" and name and cell}
 
 
 def read_json(path: Path) -> tuple[Mapping[str, Any], Rows]:
-    """What the file describes, and the rows.
+    """The description in the file, and the rows.
 
     Raises:
         DataError: The file is not readable, or holds no list of cases.
     """
     try:
-        content = json.loads(path.read_bytes())  # of bytes, the encoding is found by the mark in front
+        content = json.loads(path.read_bytes())  # of bytes, the byte order mark gives the encoding
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as JSON: {error}") from error
     described = content if isinstance(content, dict) else {"training": content}
@@ -133,7 +133,7 @@ def _part(described: Mapping[str, Any], key: str, path: Path) -> Rows:
 
 
 def _report(path: Path, kind: str, found: Iterable[str], known: Sequence[str]) -> None:
-    """Say which words of a list mean nothing here."""
+    """Warn of words in a list that are unknown."""
     for word in found:
         if word and word not in known:
             close = difflib.get_close_matches(str(word).lower(), known, 1)

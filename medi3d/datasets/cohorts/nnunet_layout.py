@@ -1,4 +1,4 @@
-"""Cohorts in nnU-Net's raw layout (version 2), read as they are.
+"""Read cohorts in nnU-Net's raw layout (version 2).
 
     Dataset004_Hippocampus/  dataset.json
       imagesTr/CASE_0000.nii.gz  CASE_0001.nii.gz  labelsTr/CASE.nii.gz  imagesTs/  (labelsTs/)
@@ -21,15 +21,15 @@ def is_nnunet(described: Mapping[str, Any]) -> bool:
 
 
 def read_rows(described: Mapping[str, Any], listing: Path) -> list[dict[str, Any]]:
-    """Rows of a list of cases, as `read_cohort` takes them; those of `imagesTs` have the split "test".
+    """The rows of a list of cases, for `read_cohort`; those of `imagesTs` have the split "test".
 
     Args:
-        described: What stands in the file.
+        described: Content of the file.
         listing: The file, `dataset.json`, in the folder of the images.
 
     Raises:
         DataError: Labels are regions or to be ignored, a case lacks a channel or its label, or the number
-            of cases is not the one that is stated.
+            of cases differs from the stated one.
     """
     _check_labels(described, listing)
     ending, channels = described.get("file_ending"), len(described["channel_names"])
@@ -61,7 +61,7 @@ def _check_labels(described: Mapping[str, Any], listing: Path) -> None:
 
 
 def _named_rows(cases: Mapping[str, Any], listing: Path) -> list[dict[str, Any]]:
-    """Of the optional key "dataset": case -> its images and label."""
+    """Rows from the optional key "dataset": case -> its images and label."""
     try:
         return [
             {"name": name, "image": case["images"], "label": case["label"]} for name, case in cases.items()
@@ -71,7 +71,7 @@ def _named_rows(cases: Mapping[str, Any], listing: Path) -> list[dict[str, Any]]
 
 
 def _found_rows(listing: Path, part: str, ending: str, channels: int) -> list[dict[str, Any]]:
-    """Of the files in `imagesTr` and `labelsTr`, or in `imagesTs` and `labelsTs`."""
+    """Rows from the files in `imagesTr` and `labelsTr`, or in `imagesTs` and `labelsTs`."""
     images, labels = (listing.parent / f"{kind}{part}" for kind in ("images", "labels"))
     if not images.is_dir():
         raise DataError(f"{images}: no such folder; nnU-Net's layout has its images there")
@@ -85,10 +85,10 @@ def _found_rows(listing: Path, part: str, ending: str, channels: int) -> list[di
         if found != list(range(channels)):
             numbers = ", ".join(f"{number:04}" for number in found)
             raise DataError(
-                f"{images / name}: has the channels {numbers}; {channels} are due (channel_names)"
+                f"{images / name}: has the channels {numbers}; expected {channels} (channel_names)"
             )
     labelled = {path.name.removesuffix(ending) for path in _files(labels, ending)}
-    if part == "Tr" or labelled:  # a test set may be without labels
+    if part == "Tr" or labelled:  # a test set may have no labels
         for name in sorted(labelled ^ set(cases)):
             lacks = "no image" if name in labelled else "no label"
             raise DataError(f"{(labels if name in labelled else images) / name}: has {lacks} of its name")

@@ -1,4 +1,4 @@
-"""Cases split into training and validation, whole subjects at a time."""
+"""Split cases into training and validation, keeping subjects whole."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ TRAINING, VALIDATION = ("training", "train"), ("validation", "val", "valid")
 
 
 def split_cohort(cases: Sequence[Case], validation: int, seed: int = 0) -> tuple[list[Case], list[Case]]:
-    """Part the cases into training and validation, each sorted by name.
+    """Split the cases into training and validation, each sorted by name.
 
-    Where the list names validation cases they hold (cases of other splits are left out). Otherwise
-    subjects are drawn until `validation` cases are reached, the same ones for the same seed whatever the
+    If the list names validation cases, they are used (cases of other splits are left out). Otherwise
+    subjects are drawn until `validation` cases are reached; the draw depends on the seed but not on the
     order of the list.
 
     Args:
         cases: All of them.
-        validation: Number of cases to hold back; reached exactly if each subject has one case. 0: none,
-            and the training cases are both parts.
+        validation: Number of cases to hold out; reached exactly if each subject has one case. 0: none;
+            the training cases then serve as both.
         seed: Of the draw.
 
     Raises:
@@ -73,7 +73,7 @@ def _remedy(cases: Sequence[Case]) -> str:
 
 
 def listed_folds(cases: Sequence[Case]) -> int:
-    """How many folds the list names for its cases, from 0 on; 0: it names none.
+    """The number of folds that the list names, numbered from 0; 0 if it names none.
 
     Raises:
         DataError: Some cases have a fold and some do not, a fold is empty, or a subject is in two.
@@ -86,7 +86,7 @@ def listed_folds(cases: Sequence[Case]) -> int:
     if bare:
         raise DataError(f"case {bare[0]} names no fold but others do; give a fold to all cases or to none")
     if folds != set(range(len(folds))) or len(folds) < 2:
-        raise DataError(f"the list names the folds {sorted(folds)}; two or more are needed, counted from 0")
+        raise DataError(f"the list names the folds {sorted(folds)}; expected two or more, counted from 0")
     fold_of: dict[str, int | None] = {}
     for case in taken:
         if fold_of.setdefault(case.subject, case.fold) != case.fold:
@@ -95,21 +95,21 @@ def listed_folds(cases: Sequence[Case]) -> int:
 
 
 def without_tests(cases: Sequence[Case]) -> list[Case]:
-    """The cases that are for training or validation, or for which nothing is said."""
+    """The cases whose split is training, validation or not given."""
     return [case for case in cases if case.split in (None, *TRAINING, *VALIDATION)]
 
 
 def split_cases(cases: Sequence[Case], settings: VolumeSettings) -> tuple[list[Case], list[Case]]:
-    """Training and validation cases as the settings say: one fold of several, or `split_cohort`.
+    """Split training and validation cases as configured: one fold of several, or `split_cohort`.
 
-    Folds are nnU-Net's (Isensee et al. 2021): names in order, shuffled with seed 12345, cut into equal
-    parts; here of subjects, so that no subject is in two. Where the list names a fold for each case,
-    that holds. Of cases that name a split, those for training and validation are put together; others (a
-    test set) are left out.
+    Folds are nnU-Net's (Isensee et al. 2021): sorted names, shuffled with seed 12345, cut into equal
+    parts; here of subjects, so that no subject is in two folds. If the list names a fold for each
+    case, it is used. The list's training and validation cases are pooled; others (a test set) are left
+    out.
 
     Raises:
-        ConfigError: all folds are asked for, which no split of one training is.
-        DataError: as `split_cohort` and `listed_folds` say; there are fewer subjects than folds, or the list
+        ConfigError: all folds are asked for, but a split has one.
+        DataError: as `split_cohort` and `listed_folds`; there are fewer subjects than folds, or the list
             names another number of them.
     """
     if not settings.folds:

@@ -1,4 +1,4 @@
-"""Labels kept as a binary mask each, joined into one map."""
+"""Join labels, each stored as a binary mask, into one map."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,20 +14,20 @@ from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.errors import DataError
 
 ROUNDING = 1e-3
-"""Values this close to a whole number are that number: scaled by a slope, or resampled as floats."""
+"""Values this close to a whole number are rounded to it: they were scaled or resampled as floats."""
 
 
 def find_structures(folder: Path) -> dict[str, Path]:
-    """Name -> mask of the volumes in a folder, named by their files; none in that of a DICOM series.
+    """Name -> mask of the volumes in a folder, named after their files; empty for a DICOM series.
 
     Raises:
-        DataError: Two files have one name.
+        DataError: Two files have the same name.
     """
     found: dict[str, Path] = {}
     for path in volumes_among(folder.iterdir()):
         name = path.name[: len(path.name) - len(suffix_of(path))]
         if name in found:
-            raise DataError(f"{path}: {found[name].name} is the mask of {name} too; one file a label")
+            raise DataError(f"{path}: {found[name].name} is the mask of {name} too; give one file per label")
         found[name] = path
     return found
 
@@ -35,12 +35,12 @@ def find_structures(folder: Path) -> dict[str, Path]:
 def join_structures(
     masks: Mapping[str, Path], settings: VolumeSettings, like: sitk.Image | None, case: str
 ) -> sitk.Image:
-    """The labels of `settings` as one map, numbered 1, 2, ...; masks of other names are not looked at.
+    """Read the labels of `settings` as one map, numbered 1, 2, ...; masks with other names are ignored.
 
     Args:
         masks: Name of a label -> its file, voxels 0 and one other value.
         settings: Which labels there are, and which wins where they overlap.
-        like: The image that they belong to, as it was read; the first mask where there is none.
+        like: The image that they belong to, as read; the first mask if there is none.
         case: Name of the case, for messages.
 
     Raises:
@@ -51,7 +51,7 @@ def join_structures(
     if lacking:
         raise DataError(
             f"case {case}: no mask of {', '.join(lacking)} (there are {', '.join(masks) or 'none'}); "
-            "of an absent structure give a mask of zeros"
+            "for an absent structure give a mask of zeros"
         )
     grid = like if like is not None else read_volume(masks[settings.label_names[0]])
 
@@ -72,13 +72,13 @@ def join_masks(
     where: str,
     files: Mapping[str, str] | None = None,
 ) -> np.ndarray:
-    """One map of uint8, the labels of `settings` numbered 1, 2, ...
+    """Join masks into one uint8 map, the labels of `settings` numbered 1, 2, ...
 
     Args:
-        inside: Name of a label -> where it is, bool, all of one shape.
+        inside: Name of a label -> its mask, bool, all of one shape.
         settings: Which labels there are, and which wins where they overlap.
         where: For the message.
-        files: Name -> its file, for the message, where each has its own.
+        files: Name -> its file, for the message, if each label has its own.
 
     Raises:
         DataError: Two overlap and `settings.overlaps` does not say which wins.
@@ -102,7 +102,7 @@ def join_masks(
 
 
 def whole_numbers(image: sitk.Image, settings: VolumeSettings, path: Path) -> sitk.Image:
-    """A mask as whole numbers where it holds these but for rounding; other values stay as they are.
+    """A mask rounded to whole numbers if it is close to them; otherwise its values are unchanged.
 
     Raises:
         DataError: Voxels are infinite, or NaN and `settings.nan` refuses that.

@@ -1,4 +1,4 @@
-"""Volumes and label maps to pretrain on: several cohorts together, no label of theirs is looked at."""
+"""Volumes and label maps for pretraining, pooled from several cohorts without using their labels."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,20 +21,20 @@ from medi3d.datasets.images.settings import Normalisation, VolumeSettings
 from medi3d.errors import ConfigError, DataError
 
 CENTRES = 4096
-"""Voxels of a case that are remembered as possible centres of patches."""
+"""Most voxels of a case kept as possible centres of patches."""
 
 
 @dataclass(frozen=True)
 class UnlabelledCohort:
-    """One of the cohorts that are pretrained on.
+    """One of the cohorts for pretraining.
 
     Attributes:
         root: Folder in the MSD layout, a .csv or .json list, a folder of image files, or one image file.
-            Of a list that names splits only the training cases are taken.
+            If a list names splits, only its training cases are used.
         modality: "MR" or "CT".
-        normalisation: Of intensities; without effect on label maps.
+        normalisation: How intensities are normalised; no effect on label maps.
         spacing: Voxel sides (depth, height, width) in mm to resample to; None keeps each case's own.
-        repeat: How often each case is shown where others are shown once, for cohorts of few large volumes.
+        repeat: How often each case is shown per epoch, for cohorts of few large volumes.
         exclude_validation_of: A segmentation config on the same cohort: its validation cases are left out.
     """
 
@@ -51,19 +51,19 @@ class UnlabelledCohort:
         self.volumes(1)
 
     def volumes(self, channels: int) -> VolumeSettings:
-        """How its images are read."""
+        """The settings with which its images are read."""
         facts = {"normalisation": self.normalisation, "spacing": self.spacing, "channels": channels}
         return VolumeSettings(self.root, self.modality, {"unread": 1}, **facts)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class UnlabelledSettings:
-    """What is pretrained on (config section `data`).
+    """The data for pretraining (config section `data`).
 
     Attributes:
-        cohorts: Where the volumes, or label maps, come from.
-        patch: Size (depth, height, width) in voxels of what one step sees of a case.
-        validation: Cases, of all cohorts together, on which the pretext task is validated.
+        cohorts: The sources of the volumes or label maps.
+        patch: Size (depth, height, width) in voxels of a training patch.
+        validation: Number of cases, over all cohorts, on which the pretext task is validated.
         split_seed: Seed of that choice.
     """
 
@@ -83,7 +83,7 @@ class UnlabelledSettings:
 
 @dataclass(frozen=True)
 class Volume:
-    """One thing to pretrain on: files of a case, and the number of its cohort in the settings."""
+    """One volume or label map for pretraining: its files, and the number of its cohort in the settings."""
 
     name: str
     files: tuple[Path, ...]
@@ -97,12 +97,12 @@ def list_volumes(
 
     Args:
         settings: the cohorts.
-        channels: of the network; for 1 each image file of a case is a volume of its own.
-        maps: take label maps: the label of a case, or its one file where it has none.
+        channels: of the network; if 1, each image file of a case is a volume of its own.
+        maps: list label maps: the label of a case, or its only file if it has no label.
         excluded: number of a cohort -> image files whose cases are left out.
 
     Raises:
-        DataError: a cohort is missing, or nothing of it is left.
+        DataError: a cohort is missing, or has no case left.
     """
     volumes = []
     for number, cohort in enumerate(settings.cohorts):
@@ -114,7 +114,7 @@ def list_volumes(
         for case in cases:
             name, images = f"{Path(cohort.root).name}/{case.name}", case.images
             if maps and case.structures:
-                raise DataError(f"{cohort.root}: case {case.name} has a mask a label; maps need one file")
+                raise DataError(f"{cohort.root}: case {case.name} has one mask per label; maps need one file")
             if maps:
                 volumes.append(Volume(name, (case.label or images[0],), number))
             elif channels > 1 or len(images) == 1:
@@ -125,7 +125,7 @@ def list_volumes(
 
 
 def _cases(root: Path) -> Sequence[Case]:
-    """Of a list, or one for each image file in a folder."""
+    """The cases of a list, or one for each image file in a folder."""
     if root.is_dir() and not (root / "dataset.json").is_file():
         files = volumes_among(root.iterdir())
         if not files:
@@ -144,7 +144,7 @@ def load_volume(volume: Volume, settings: UnlabelledSettings, channels: int) -> 
 
     Returns:
         "image" `(C, D, H, W)` float32, "name", "spacing" (depth, height, width) in mm, and "centres", voxels
-        `(n, 3)` brighter than the mean, where there is something to see.
+        `(n, 3)` brighter than the mean.
 
     Raises:
         DataError: as `load_image`.
@@ -158,21 +158,21 @@ def load_volume(volume: Volume, settings: UnlabelledSettings, channels: int) -> 
 
 
 def load_map(volume: Volume, settings: UnlabelledSettings) -> dict[str, Any]:
-    """Read a label map, oriented and resampled, cut to what is labelled.
+    """Read a label map, oriented, resampled and cropped to its labelled part.
 
     Returns:
         "label" `(1, D, H, W)` uint8, numbers 0, 1, ... in the order of "values", the labels as they are in
-        the file; "name", "spacing" in mm, and "centres" `(n, 3)`, of each label as many voxels as it has, up
+        the file; "name", "spacing" in mm, and "centres" `(n, 3)`, the voxels of each label, up
         to a limit.
 
     Raises:
-        DataError: the file is damaged, its values are no labels, or more than 256 different ones.
+        DataError: the file is damaged, its values are not labels, or it has more than 256 labels.
     """
     path, sides = volume.files[0], settings.cohorts[volume.cohort].spacing
     stored = read_volume(path)
     array = sitk.GetArrayViewFromImage(stored)
     if array.min() < 0 or not np.array_equal(array, np.round(array)):
-        raise DataError(f"{path}: holds values that are no whole numbers from 0 on; a label map is due")
+        raise DataError(f"{path}: holds values other than whole numbers from 0; expected a label map")
     wanted = None if sides is None else (sides[0], sides[1], sides[2])
     canonical = to_canonical(sitk.Cast(stored, sitk.sitkInt32), wanted, label=True)
     counts = np.bincount(to_array(canonical).ravel())
@@ -194,7 +194,7 @@ def load_map(volume: Volume, settings: UnlabelledSettings) -> dict[str, Any]:
 
 
 def _cropped(label: Tensor) -> Tensor:
-    """Without the empty border of a map `(D, H, W)`."""
+    """Crop the empty border of a map `(D, H, W)`."""
     for axis in range(3):
         filled = label.amax(dim=tuple(other for other in range(3) if other != axis)).nonzero()[:, 0]
         label = label.narrow(axis, int(filled[0]), int(filled[-1] - filled[0]) + 1)
@@ -202,13 +202,13 @@ def _cropped(label: Tensor) -> Tensor:
 
 
 def _some(voxels: Tensor, count: int) -> Tensor:
-    """At most `count` of the rows, evenly taken."""
+    """At most `count` of the rows, evenly spaced."""
     step = max(1, -(-len(voxels) // max(1, count)))
     return voxels[::step].to(torch.int16)
 
 
 def file_fingerprint(path: Path) -> str:
-    """SHA-256 of a file; of a folder (a DICOM series) that of its files, in the order of their names."""
+    """SHA-256 of a file, or of the files of a folder (a DICOM series) in the order of their names."""
     digest = hashlib.sha256()
     for file in content_files(path):
         digest.update(file.read_bytes())

@@ -23,7 +23,7 @@ from medi3d.files import written_aside
 LABELS = {"grey matter": 1, "white matter": 2}
 NOTICE = "VIRTUAL SUBJECTS: the ICBM152 template, deformed and changed at random. No image is of a person."
 MARGIN = 3
-"""Voxels around the brain, room for what the deformation moves outwards."""
+"""Margin around the brain, in voxels, for tissue that the deformation moves outwards."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class VirtualSettings:
 
     Attributes:
         labelled: Subjects to train and validate on (`imagesTr`, `labelsTr`).
-        held_out: Subjects beside them, for prediction (`imagesTs`, `labelsTs`).
+        held_out: Further subjects, for prediction (`imagesTs`, `labelsTs`).
         spacing: Side of the voxels in mm, the same along all axes; 1 at the finest.
         displacement: Largest shift of a control point of the deformation, in mm.
         log_gamma: Largest logarithm of the exponent that changes the contrast.
@@ -68,11 +68,11 @@ def write_cohort(root: Path, settings: VirtualSettings, progress: Callable[[str]
 
     Args:
         root: Folder; `dataset.json` is written last, so that a cohort with it is complete.
-        settings: Of the cohort.
+        settings: Settings of the cohort.
         progress: Called with a line for each subject.
 
     Returns:
-        False where `root` has this very cohort already.
+        False if `root` already has exactly this cohort.
 
     Raises:
         ConfigError: nilearn is not installed.
@@ -151,7 +151,7 @@ def virtual_subject(
 
     shape, contrast = _transforms(settings)
     with seeded(settings.seed, number):
-        # Deformed as maps, not as labels: the borders of tissues stay where the intensities put them.
+        # Deformed as maps, not as labels, so that tissue borders stay aligned with the intensities.
         maps = tio.ScalarImage(tensor=template.maps, affine=template.affine)
         deformed = shape(tio.Subject(maps=maps))["maps"].data
         image = contrast(tio.ScalarImage(tensor=deformed[:1].clamp(0, 1), affine=template.affine))
@@ -159,12 +159,12 @@ def virtual_subject(
     label = torch.zeros_like(grey, dtype=torch.uint8)
     label[grey >= 0.5] = LABELS["grey matter"]
     label[(white >= 0.5) & (white > grey)] = LABELS["white matter"]
-    # A scanner gives magnitudes, in a unit of its own.
+    # A scanner gives magnitudes, in an arbitrary unit.
     return (image.data[0].abs() * 1000).numpy(), label.numpy()
 
 
 def _transforms(settings: VirtualSettings) -> tuple[Any, Any]:
-    """What changes the shape of a head, and what a scanner makes of it."""
+    """The transforms of the head's shape, and those of the scanner."""
     import torchio as tio
 
     shape = tio.Compose(

@@ -1,7 +1,7 @@
-"""One DICOM series as a volume, its geometry taken from where each slice says that it lies.
+"""Read a DICOM series as a volume, its geometry taken from the position of each slice.
 
 SliceThickness is never used: slices overlap or leave gaps, and the tag is often a nominal value.
-The distance between slices comes from ImagePositionPatient (0020,0032) alone.
+The distance between slices comes only from ImagePositionPatient (0020,0032).
 """
 
 import logging
@@ -29,8 +29,8 @@ class Series:
 
     Attributes:
         path: of the folder, with the choice of a series if there is one.
-        slices: in the order in which they lie.
-        line: on which they lie.
+        slices: in spatial order.
+        line: the line on which they lie.
         notes: what was left out, a line each.
     """
 
@@ -49,7 +49,7 @@ class Series:
 def read_series(path: Path) -> sitk.Image:
     """A DICOM series as a float32 image (rescaled: HU for CT) in LPS.
 
-    Slices of a tilted gantry are moved within their planes to stand straight above each other.
+    Slices of a tilted gantry are shifted within their planes, so that the grid is rectangular.
 
     Args:
         path: The folder, FOLDER#NUMBER or FOLDER#UID for one of several series, or a multi-frame file.
@@ -64,7 +64,7 @@ def read_series(path: Path) -> sitk.Image:
     if not series.line.tilt:
         return image
     log.warning(
-        "%s: the gantry is tilted by %.1f degrees; slices are read on a straight grid, masks brought back",
+        "%s: the gantry is tilted by %.1f degrees; slices are read on a straight grid, masks mapped back",
         path,
         series.line.tilt,
     )
@@ -73,7 +73,7 @@ def read_series(path: Path) -> sitk.Image:
 
 
 def series_grid(path: Path) -> sitk.Image:
-    """The grid of a series as an empty image, no slice decoded; of a tilted gantry the straight one.
+    """The grid of a series as an empty image, without decoding a slice; rectangular for a tilted gantry.
 
     Raises:
         DataError: As `open_series`.
@@ -82,7 +82,7 @@ def series_grid(path: Path) -> sitk.Image:
 
 
 def onto_slices(mask: sitk.Image, path: Path) -> sitk.Image:
-    """A mask on the grid of a series, brought back onto its slices, which a tilted gantry shears.
+    """Map a mask on the grid of a series back onto its slices, which a tilted gantry shears.
 
     Raises:
         DataError: As `open_series`.
@@ -94,7 +94,7 @@ def onto_slices(mask: sitk.Image, path: Path) -> sitk.Image:
 
 
 def read_slices(path: Path) -> list[Slice]:
-    """The slices of a series in the order in which they lie, checked to be a volume.
+    """The slices of a series in spatial order, checked to form a volume.
 
     Raises:
         DataError: As `open_series`.
@@ -103,10 +103,10 @@ def read_slices(path: Path) -> list[Slice]:
 
 
 def open_series(path: Path) -> Series:
-    """A series, its headers read and checked to be a volume.
+    """Read the headers of a series and check that they form a volume.
 
     Raises:
-        DataError: No series or several, slices missing, doubled with other content, unreadable or unevenly
+        DataError: No series or several; slices missing, duplicated with other content, unreadable or unevenly
             spaced.
     """
     path = Path(path)
@@ -120,7 +120,7 @@ def open_series(path: Path) -> Series:
 
 
 def sheared_grid(series: Series, values: np.ndarray | None = None) -> sitk.Image:
-    """The voxels of the files in space, (slices, rows, columns); their axes need not be at right angles."""
+    """The grid of the files in space, (slices, rows, columns); its axes need not be at right angles."""
     image = sitk.GetImageFromArray(values) if values is not None else sitk.Image(series.shape, sitk.sitkUInt8)
     steps, line = series.line.steps(series.slices[0]), series.line
     if not line.tilt:
@@ -134,7 +134,7 @@ def sheared_grid(series: Series, values: np.ndarray | None = None) -> sitk.Image
 
 
 def _straight_grid(series: Series) -> sitk.Image:
-    """A grid whose slices are those of the files, wide enough for all of them, its axes at right angles."""
+    """A rectangular grid with the slices of the files, wide enough for all of them."""
     grid = sheared_grid(series)
     if not series.line.tilt:
         return grid
@@ -155,7 +155,7 @@ def _straight_grid(series: Series) -> sitk.Image:
 
 @contextmanager
 def quiet_itk() -> Iterator[None]:
-    """Keeps ITK from writing warnings of its own to stderr: what matters is checked, and said once."""
+    """Suppress ITK's own warnings on stderr: what matters is checked and reported once."""
     before = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
@@ -165,13 +165,13 @@ def quiet_itk() -> Iterator[None]:
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error's text: ITK puts its own source files into the lines before."""
+    """The last line of an error's text: the lines before name ITK's source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
 def _without_copies(slices: Sequence[Slice], images: Sequence[Instance]) -> tuple[list[Slice], list[Path]]:
-    """Slices without those that lie where another one with the same pixels lies, and the files of these."""
+    """Drop slices with the position and pixels of another slice; return the others and the files dropped."""
     kept, copies = [slices[0]], []
     for one in slices[1:]:
         last = kept[-1]
@@ -194,13 +194,13 @@ def _values(series: Series) -> np.ndarray:
     if all(one.frame is None for one in series.slices):
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames([str(one.path) for one in series.slices])
-        # The slope may differ from slice to slice: the first file's integer type must not decide for all.
+        # The slope may differ from slice to slice: the first file's integer type must not be used for all.
         reader.SetOutputPixelType(sitk.sitkFloat32)
         try:
             with quiet_itk():
                 return sitk.GetArrayFromImage(reader.Execute())
         except RuntimeError:
-            pass  # newer compressions are known to pydicom's decoders alone
+            pass  # only pydicom's decoders know newer compressions
     return np.stack([_rescaled(one) for one in series.slices])
 
 
@@ -213,7 +213,7 @@ def _stored(one: Slice) -> np.ndarray:
     try:
         with quiet_pydicom():
             return pixel_array(one.path, index=one.frame or 0)
-    except Exception as error:  # decoders raise what they like
+    except Exception as error:  # decoders raise many kinds of exception
         reason = " ".join(str(error).split())
         lacking = "plugin" in reason or "missing dependencies" in reason
         hint = "; install medi3d[dicom] for its decoders" if lacking else ""

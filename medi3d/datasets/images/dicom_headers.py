@@ -1,4 +1,4 @@
-"""The objects in a DICOM folder by their headers, no pixel read: images, and what lies beside them."""
+"""Classify the objects in a DICOM folder by their headers, without reading pixels."""
 
 import os
 import warnings
@@ -28,7 +28,7 @@ TAGS = [
 ]
 
 LOCALIZER_ANGLE = 10.0
-"""Degrees: an image turned further against the slices is a scout; one turned less is an error."""
+"""Degrees: an image rotated further against the slices is a scout; one rotated less is an error."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Instance:
     header: Any  # pydicom.Dataset with `TAGS`
 
     def text(self, name: str) -> str:
-        """The value of an attribute as text, empty where it is missing."""
+        """The value of an attribute as text, empty if it is missing."""
         return str(self.header.get(name) or "").strip(" \0")
 
     @cached_property
@@ -50,7 +50,7 @@ class Instance:
 
     @property
     def is_image(self) -> bool:
-        """False only for classes known to be no image: a damaged slice must not pass for one of these."""
+        """False only for classes known not to be images: a damaged slice must not pass for one of these."""
         name = self.kind.name
         return name == str(self.kind) or "Image Storage" in name
 
@@ -61,22 +61,22 @@ class Instance:
 
     @property
     def is_localizer(self) -> bool:
-        """Whether it says that it is a scout image."""
+        """Whether the header marks it as a scout image."""
         return "LOCALIZER" in [str(part).upper() for part in self.header.get("ImageType") or ()]
 
     @property
     def is_multiframe(self) -> bool:
-        """Whether the file holds several frames, each with a place of its own."""
+        """Whether the file holds several frames, each with its own position."""
         return "PerFrameFunctionalGroupsSequence" in self.header
 
     @property
     def frames(self) -> int:
-        """Frames in the file."""
+        """Number of frames in the file."""
         return int(self.text("NumberOfFrames") or 1)
 
     @property
     def is_placed(self) -> bool:
-        """Whether it says where it lies."""
+        """Whether the header gives its position."""
         return self.is_multiframe or all(
             self.text(name) for name in ("ImagePositionPatient", "ImageOrientationPatient")
         )
@@ -93,14 +93,14 @@ class Instance:
 
     @property
     def plane(self) -> tuple[Any, ...]:
-        """Size, spacing and direction: what slices of one volume have in common."""
+        """Size, spacing and direction, which all slices of a volume share."""
         names = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient")
         return tuple(self.text(name) for name in names)
 
 
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Keeps pydicom from warning of values that bend the standard: what matters is checked."""
+    """Suppress pydicom's warnings about values that violate the standard: what matters is checked."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -127,13 +127,13 @@ def read_instance(path: Path) -> Instance:
         reason = " ".join(str(error).split())
         raise DataError(
             f"{path}: this DICOM file cannot be read and would be left out of the series; "
-            f"copy it again, or take it away ({reason})"
+            f"copy it again, or remove it ({reason})"
         ) from error
     return instance
 
 
 def _check_pixels(instance: Instance) -> None:
-    """Refuse a file whose uncompressed pixels are fewer than it says: GDCM would leave the rest to chance."""
+    """Raise if uncompressed pixels are missing: GDCM would leave them undefined."""
     header, path = instance.header, instance.path
     if instance.frames > 1 and not instance.is_multiframe:
         return  # refused later, for a better reason
@@ -151,14 +151,14 @@ def _check_pixels(instance: Instance) -> None:
 
 
 def _is_unmarked(path: Path) -> bool:
-    """Whether a file begins as DICOM did before there was a mark: with an element of group 2 or 8."""
+    """Whether a file starts with an element of group 2 or 8, as DICOM without the preamble does."""
     with path.open("rb") as file:
         head = file.read(132)
     return head[128:] != b"DICM" and head[1:2] == b"\0" and head[:1] in (b"\x02", b"\x08")
 
 
 def claims_dicom(path: Path) -> bool:
-    """Whether a file says that it is a DICOM object, by the mark in front or by its suffix."""
+    """Whether a file claims to be DICOM, by its preamble or its suffix."""
     if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not path.is_file():
         return False
     with path.open("rb") as file:
@@ -177,7 +177,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether DICOM images lie in the folder itself, readable or not, with suffix or without."""
+    """Whether the folder itself holds DICOM images, readable or not, with or without suffix."""
     for path in _candidates(folder):
         try:
             if read_instance(path).is_image:
@@ -197,7 +197,7 @@ def read_instances(folder: Path) -> list[Instance]:
 
 
 def hidden_objects(folder: Path) -> list[Path]:
-    """Hidden files, such as those that macOS lays beside each file on foreign disks."""
+    """Whether a file is hidden, such as those that macOS creates beside each file on foreign disks."""
     return [folder / entry for entry in sorted(os.listdir(folder)) if entry.startswith("._")]
 
 
@@ -205,7 +205,7 @@ def numbers(values: Any, count: int, name: str, path: Path) -> np.ndarray:
     """`count` finite numbers of an attribute.
 
     Raises:
-        DataError: they are others.
+        DataError: there are more, fewer, or other values.
     """
     try:
         found = np.array([float(value) for value in values])
@@ -217,6 +217,6 @@ def numbers(values: Any, count: int, name: str, path: Path) -> np.ndarray:
 
 
 def names_of(paths: Sequence[Path], most: int = 3) -> str:
-    """The first names of files, and the number of the others."""
+    """The first file names, and the number of further ones."""
     shown = ", ".join(path.name for path in paths[:most])
     return shown + (f" and {len(paths) - most} more" if len(paths) > most else "")

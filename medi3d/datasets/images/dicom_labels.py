@@ -1,6 +1,6 @@
-"""Labels from DICOM: Segmentation objects and contours of an RT Structure Set, on the voxels of their image.
+"""Read labels from DICOM Segmentations and RT Structure Sets onto the voxels of their image.
 
-Contours are filled here in a few lines: rt-utils has had no release since January 2023 and needs
+Contours are filled here: rt-utils has had no release since January 2023 and needs
 opencv-python, platipy needs pydicom below 3.
 """
 
@@ -25,13 +25,13 @@ SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
 
 BETWEEN_SLICES = 0.2
-"""A frame or contour may lie beside the middle of a slice by this part of the step: positions are rounded."""
+"""Largest distance of a frame or contour from a slice, as a fraction of the step: positions are rounded."""
 
 ON_LINE = 1e-3
-"""Voxels: many programs draw contours through the middles of the outermost voxels, which belong to them."""
+"""Voxels: many programs draw contours through the centres of the outermost voxels of a structure."""
 
 BESIDE_VOXELS = 0.05
-"""Voxels within a slice that a frame may be moved in silence."""
+"""Voxels within a slice by which a frame may be shifted without a warning."""
 
 
 def read_dicom_labels(
@@ -44,24 +44,23 @@ def read_dicom_labels(
 ) -> sitk.Image:
     """A DICOM Segmentation or RT Structure Set as a label map of unsigned integers.
 
-    A segment or structure is the label of its name, whatever its number; where no name fits a segment, its
-    number counts as the label's value. Those of other names are not looked at.
+    A segment or structure is matched to a label by name, whatever its number; where no name fits a segment,
+    its number counts as the label's value. Others are ignored.
 
     Args:
         path: The file.
         labels: Name of a label -> value in the map.
         like: Grid of the image that it was drawn on.
-        order: Names, where segments overlap the later one wins; empty: they may not overlap.
-        may_lack: A label without a segment is absent, which is an error otherwise.
+        order: Names; where segments overlap, the later one wins. Empty: overlaps are an error.
+        may_lack: Treat a label without a segment as absent; otherwise that is an error.
 
     Raises:
-        DataError: It is another object, lies elsewhere or on other voxels, lacks a label, or labels overlap.
+        DataError: It is another kind of object, is not on the voxels of the image, lacks a label, or labels
+            overlap.
     """
     header = _read(path)
     if like is None:
-        raise DataError(
-            f"{path}: labels from DICOM lie on the voxels of their image, which is not given here"
-        )
+        raise DataError(f"{path}: labels from DICOM need their image, which is not given here")
     grid = _Grid(like, path)
     if str(header.SOPClassUID) == STRUCTURES:
         masks = _structures(header, labels, grid, may_lack)
@@ -85,7 +84,7 @@ def read_dicom_labels(
 
 
 def dicom_label_file(path: Path) -> Path | None:
-    """The DICOM Segmentation or RT Structure Set that a path means: the file, or the only one in a folder."""
+    """The DICOM Segmentation or RT Structure Set at a path: the file, or the only one in a folder."""
     if path.is_dir():
         files = [one for one in sorted(path.iterdir()) if claims_dicom(one)]
         return dicom_label_file(files[0]) if len(files) == 1 else None
@@ -94,7 +93,7 @@ def dicom_label_file(path: Path) -> Path | None:
     try:
         with quiet_pydicom():
             return path if _is_labels(pydicom.dcmread(path, specific_tags=["SOPClassUID"])) else None
-    except Exception:  # damaged: said where it is read
+    except Exception:  # damaged: reported when it is read
         return None
 
 
@@ -114,7 +113,7 @@ def _read(path: Path) -> Any:
 
 
 class _Grid:
-    """Voxels of an image, and where places in space lie among them."""
+    """The voxel grid of an image, and points in space in its coordinates."""
 
     def __init__(self, image: sitk.Image, path: Path) -> None:
         self.size = np.array(image.GetSize())
@@ -132,13 +131,13 @@ class _Grid:
 
 
 def _named(found: Mapping[str, Any], labels: Mapping[str, int], may_lack: bool, path: Path) -> dict[str, Any]:
-    """What was found for each label, names compared without regard to case."""
+    """The object found for each label; names are compared ignoring case."""
     folded = {name.strip().casefold(): name for name in found}
     lacking = [name for name in labels if name.strip().casefold() not in folded]
     if lacking and not (may_lack and len(lacking) < len(labels)):
         raise DataError(
             f"{path}: no segment named {', '.join(lacking)} (there are {', '.join(found) or 'none'}); name "
-            "the labels as there, or take labels that may be absent with data.empty_labels: true"
+            "the labels like these, or allow absent labels with data.empty_labels: true"
         )
     return {
         name: found[folded[name.strip().casefold()]] for name in labels if name.strip().casefold() in folded
@@ -166,7 +165,7 @@ def _segments(seg: Any, labels: Mapping[str, int], grid: _Grid, may_lack: bool) 
                 moved = max(moved, _lay(inside, corner, steps, grid, masks[name]))
     if moved > BESIDE_VOXELS:
         log.warning(
-            "%s: its pixels lie up to %.2f of a voxel beside those of the image; the nearest are taken",
+            "%s: its pixels lie up to %.2f of a voxel from those of the image; the nearest are used",
             grid.path,
             moved,
         )
@@ -207,10 +206,10 @@ def _frames(seg: Any, path: Path) -> Iterator[tuple[np.ndarray, int | None, np.n
 
 
 def _lay(inside: np.ndarray, corner: np.ndarray, steps: np.ndarray, grid: _Grid, mask: np.ndarray) -> float:
-    """Set the voxels of a frame, which may be turned against the image, flipped or cropped.
+    """Set the voxels of a frame, which may have other axes than the image, be flipped or cropped.
 
     Returns:
-        How far its pixels lie from the middle of voxels, in voxels.
+        The distance of its pixels from the centres of voxels, in voxels.
     """
     rows, columns = inside.nonzero()
     across, down = (grid.turn(step) for step in steps)
@@ -222,7 +221,7 @@ def _lay(inside: np.ndarray, corner: np.ndarray, steps: np.ndarray, grid: _Grid,
             "voxels from one to the next; resample one of them"
         )
     first = grid.place(corner[None])[0]
-    # The middle of the frame tells where it lies: rounded directions drift the less from there.
+    # The position is taken at the centre of the frame, where rounded directions drift least.
     middle = np.array([(inside.shape[1] - 1) // 2, (inside.shape[0] - 1) // 2])
     centre = first + middle[0] * across + middle[1] * down
     start = np.round(centre)
@@ -266,7 +265,7 @@ def _structures(header: Any, labels: Mapping[str, int], grid: _Grid, may_lack: b
 
 
 def _filled(contours: Sequence[Any], name: str, grid: _Grid) -> np.ndarray:
-    """Voxels whose middle lies inside the closed contours of their slice, or on one; holes are left out."""
+    """Voxels whose centre lies inside or on the closed contours of their slice; holes are left out."""
     mask = np.zeros(grid.size[::-1], bool)
     planes: dict[int, list[np.ndarray]] = {}
     for contour in contours:
@@ -288,7 +287,7 @@ def _placed(contour: Any, name: str, grid: _Grid) -> tuple[int, np.ndarray]:
     data = contour.get("ContourData")
     if data is None or len(data) % 3 or len(data) < 3:
         raise DataError(
-            f"{grid.path}: a contour of {name} has {len(data or ())} numbers; three a point are needed"
+            f"{grid.path}: a contour of {name} has {len(data or ())} numbers; expected three per point"
         )
     points = grid.place(numbers(data, len(data), "ContourData", grid.path).reshape(-1, 3))
     slice_ = round(float(np.median(points[:, 2])))
@@ -306,14 +305,14 @@ def _area(points: np.ndarray) -> float:
 
 
 def _fill(points: np.ndarray, plane: np.ndarray) -> None:
-    """Fill a contour; one inside of what is filled is a hole, whose border belongs to the structure."""
+    """Fill a contour; one inside a filled region is a hole, whose border belongs to the structure."""
     low = np.maximum(np.ceil(points.min(axis=0) - ON_LINE).astype(int), 0)
     high = np.minimum(np.floor(points.max(axis=0) + ON_LINE).astype(int) + 1, plane.shape[::-1])
     if (low >= high).any():
         return
     x, y = np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]))
     middles = np.stack([x.ravel(), y.ravel()], axis=1)
-    # The sign of the radius that widens a polygon depends on its sense of rotation.
+    # The sign of the radius that widens a polygon depends on its orientation.
     either = [
         Polygon(points).contains_points(middles, radius=r).reshape(x.shape) for r in (ON_LINE, -ON_LINE)
     ]

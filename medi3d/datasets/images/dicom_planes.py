@@ -1,4 +1,4 @@
-"""Where slices lie: the place of each from its header, and the line on which all of them lie."""
+"""Positions of slices: of each from its header, and the line through all of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from medi3d.datasets.images.geometry import SHEAR_TOLERANCE
 from medi3d.errors import DataError
 
 STEP_TOLERANCE = 0.02
-"""Slices may lie beside the fitted line by this part of the step."""
+"""Largest distance of a slice from the fitted line, as a fraction of the step."""
 
 ROUNDING = 0.05
-"""mm: or by this, since many systems round positions to one decimal."""
+"""mm: this is allowed too, since many systems round positions to one decimal."""
 
 MOST_OF_STEP = 0.2
-"""But by no more of the step: where one of four slices or more lacks, some lie 0.25 steps beside any line."""
+"""But never a larger fraction: if a slice of four or more is missing, some lie 0.25 steps from any line."""
 
 MOST_TILT = 45.0
 """Degrees; a gantry tilts by 30."""
@@ -28,7 +28,7 @@ MOST_TILT = 45.0
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice of a series, and where it lies."""
+    """One slice of a series, and its position."""
 
     path: Path
     position: np.ndarray  # (3,) centre of the first voxel, mm, LPS
@@ -39,11 +39,11 @@ class Slice:
     frame: int | None = None  # in a multi-frame file
     slope: float = 1.0
     intercept: float = 0.0
-    rounding: float = 0.0  # mm; the most that the digits of the position leave open, along an axis
+    rounding: float = 0.0  # mm; largest rounding error of the position along an axis
 
     @property
     def name(self) -> str:
-        """Of its file, and the frame in it, counted from 1."""
+        """The name of its file, and the number of its frame (from 1)."""
         return self.path.name if self.frame is None else f"{self.path.name} frame {self.frame + 1}"
 
     @property
@@ -54,12 +54,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Line:
-    """Where the first voxels of evenly spaced slices lie.
+    """The line through the first voxels of evenly spaced slices.
 
     Attributes:
         origin: (3,) mm, LPS.
         step: (3,) mm from one slice to the next.
-        tilt: degrees between the step and the normal of the slices; 0 where they stand straight.
+        tilt: degrees between the step and the normal of the slices; 0 if they are perpendicular.
     """
 
     origin: np.ndarray
@@ -76,15 +76,15 @@ def slices_of(image: Instance) -> list[Slice]:
     """The slice in a file, or the frames of a multi-frame file.
 
     Raises:
-        DataError: a place is missing or impossible, or the image has colours.
+        DataError: a position is missing or impossible, or the image is in colour.
     """
     if not image.is_grey:
-        raise DataError(f"{image.path}: a colour image; a series of a volume has one value a pixel")
+        raise DataError(f"{image.path}: a colour image; a volume needs one value per pixel")
     if not image.is_multiframe:
         if image.frames > 1:
             raise DataError(
-                f"{image.path}: a multi-frame DICOM file ({image.kind.name}) that does not say where each "
-                "frame lies; convert it to NIfTI, for example with dcm2niix"
+                f"{image.path}: a multi-frame DICOM file ({image.kind.name}) that does not give the "
+                "position of each frame; convert it to NIfTI, for example with dcm2niix"
             )
         header = image.header
         return [_slice(image, place=header, plane=header, measures=header, values=header, frame=None)]
@@ -146,17 +146,17 @@ def _slice(
 
 
 def _decimals(value: Any) -> int:
-    """Decimals of a number as it is written in the file."""
+    """Number of decimals with which a number is written in the file."""
     text = str(getattr(value, "original_string", value)).strip().lower()
     mantissa, _, power = text.partition("e")
     return max(0, len(mantissa.partition(".")[2].rstrip("0")) - int(power or 0))
 
 
 def sorted_slices(slices: Sequence[Slice], path: Path) -> list[Slice]:
-    """Slices in the order in which they lie along their normal.
+    """Slices in the order of their position along their normal.
 
     Raises:
-        DataError: there are fewer than two, or they are not alike and parallel.
+        DataError: there are fewer than two, or they differ in size or spacing, or are not parallel.
     """
     if len(slices) < 2:
         raise DataError(f"{path}: the series has one slice; a volume needs two or more")
@@ -165,21 +165,21 @@ def sorted_slices(slices: Sequence[Slice], path: Path) -> list[Slice]:
         if other.size != first.size or not np.allclose(other.spacing, first.spacing, rtol=1e-3):
             raise DataError(
                 f"{other.path}: {other.size} pixels of {other.spacing} mm where {first.path.name} has "
-                f"{first.size} of {first.spacing}; slices of one volume are alike"
+                f"{first.size} of {first.spacing}; slices of one volume must agree"
             )
         if not np.allclose(other.orientation, first.orientation, atol=1e-3):
             raise DataError(
-                f"{other.path}: turned against {first.path.name}; slices of one volume are parallel "
+                f"{other.path}: not parallel to {first.path.name}; slices of one volume are parallel "
                 "(a scout image in the folder?)"
             )
     return sorted(slices, key=lambda one: (float(one.position @ first.normal), len(one.path.name)))
 
 
 def fit_line(slices: Sequence[Slice], path: Path) -> Line:
-    """The line on which slices lie, evenly spaced.
+    """The line on which evenly spaced slices lie.
 
     Raises:
-        DataError: two lie in one place, one is missing, or they lie beside any line.
+        DataError: two have the same position, one is missing, or they do not lie on a line.
     """
     first, count = slices[0], len(slices)
     if count < 2:
@@ -210,7 +210,7 @@ def fit_line(slices: Sequence[Slice], path: Path) -> Line:
     if lateral[farthest] > max(STEP_TOLERANCE * usual, 2 * rounding, 0.1 * min(first.spacing)):
         raise DataError(
             f"{path}: {slices[farthest].name} lies {lateral[farthest]:.3g} mm to the side of the line of the "
-            "others; slices of one volume lie above each other"
+            "others; slices of one volume must be stacked on a line"
         )
     return _straightened(step, start, first, count, rounding, path)
 
@@ -218,13 +218,13 @@ def fit_line(slices: Sequence[Slice], path: Path) -> Line:
 def _straightened(
     step: np.ndarray, start: np.ndarray, first: Slice, count: int, rounding: float, path: Path
 ) -> Line:
-    """The line, along the normal where rounded positions leave that open."""
+    """The line; along the normal if that is within the rounding of the positions."""
     upright = first.normal * (step @ first.normal)
     drift = float(np.linalg.norm(step - upright))
     tilt = float(np.degrees(np.arctan2(drift, np.linalg.norm(upright))))
     if tilt > MOST_TILT:
         raise DataError(
-            f"{path}: sheared by {tilt:.0f} degrees, which no gantry is; are the positions right?"
+            f"{path}: sheared by {tilt:.0f} degrees, more than any gantry tilts; are the positions right?"
         )
     if drift * (count - 1) <= 2 * rounding:
         return Line(start, upright if np.tan(np.radians(tilt)) > SHEAR_TOLERANCE / 10 else step, 0.0)
@@ -232,7 +232,7 @@ def _straightened(
 
 
 def _distance_to_any_line(places: np.ndarray) -> float:
-    """The least that evenly spaced numbers can differ from `places` at most (Chebyshev's distance)."""
+    """The smallest maximum difference of evenly spaced numbers from `places` (Chebyshev distance)."""
     ones, index = np.ones(len(places)), np.arange(len(places), dtype=float)
     upper, lower = np.stack([ones, index, -ones], 1), np.stack([-ones, -index, -ones], 1)
     sides = np.concatenate([places, -places])

@@ -1,4 +1,4 @@
-"""A mask as DICOM Segmentation object (DICOM PS3.3 A.51) that refers to the slices of its series."""
+"""Write a mask as a DICOM Segmentation object (DICOM PS3.3 A.51) that refers to the slices of its series."""
 
 import hashlib
 import logging
@@ -18,22 +18,22 @@ from pydicom.valuerep import DSfloat
 from medi3d.datasets.images.dicom import Series, onto_slices, open_series, series_grid
 from medi3d.datasets.images.geometry import grid_difference
 from medi3d.errors import DataError, ShapeError
-from medi3d.files import written_aside
+from medi3d.files import writing, written_aside
 
 log = logging.getLogger(__name__)
 
 
 def write_seg(mask: sitk.Image, labels: Mapping[str, int], series: Path, out: Path, *, version: str) -> None:
-    """Write a mask beside its series; viewers lay it over the slices that it names.
+    """Write a mask as a DICOM Segmentation; viewers overlay it on the slices that it refers to.
 
-    The object's identifiers follow from series, labels and mask: equal masks keep equal identifiers.
+    The object's identifiers follow from series, labels and mask: equal masks have equal identifiers.
 
     Args:
         mask: Integers on the grid of the series.
         labels: Name -> value in the mask; each becomes a segment, numbered in this order.
         series: The folder of the DICOM series.
         out: The file to write.
-        version: Of the program, for the record.
+        version: The program's version, for the header.
 
     Raises:
         ShapeError: The mask is not on the grid of the series.
@@ -48,7 +48,7 @@ def write_seg(mask: sitk.Image, labels: Mapping[str, int], series: Path, out: Pa
     difference = grid_difference(mask, series_grid(series))
     if difference:
         raise ShapeError(f"the mask is not on the grid of {series}: {difference}")
-    mask = onto_slices(mask, series)  # kept: a view does not keep its image
+    mask = onto_slices(mask, series)  # kept in a variable: a view does not keep its image alive
     array = _numbered(sitk.GetArrayViewFromImage(mask), labels)
     slices = opened.slices
     if slices[0].frame is not None:
@@ -78,7 +78,7 @@ def write_seg(mask: sitk.Image, labels: Mapping[str, int], series: Path, out: Pa
     content = hashlib.sha256(array.tobytes()).hexdigest()
     seed = [sources[0].SeriesInstanceUID, repr(dict(labels)), content]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on values of the source's own that bend the standard
+        warnings.simplefilter("ignore")  # about values of the source that violate the standard
         try:
             seg = hd.seg.Segmentation(
                 source_images=sources,
@@ -98,11 +98,8 @@ def write_seg(mask: sitk.Image, labels: Mapping[str, int], series: Path, out: Pa
             )
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise DataError(f"{series}: DICOM SEG cannot refer to this series: {error}") from error
-        try:
-            with written_aside(out) as aside:
-                seg.save_as(aside)
-        except OSError as error:
-            raise DataError(f"{out}: cannot be written: {error}") from error
+        with writing(out), written_aside(out) as aside:
+            seg.save_as(aside)
 
 
 def _numbered(mask: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:
@@ -119,7 +116,7 @@ def _in_order_of_frames(array: np.ndarray, series: Series) -> np.ndarray:
     if len(files) > 1:
         raise DataError(
             f"{series.path}: {len(files)} multi-frame files make one volume; a DICOM SEG can refer "
-            "to one only, take another --format"
+            "to one only, use another --format"
         )
     frames = int(dcmread(series.slices[0].path, specific_tags=["NumberOfFrames"]).NumberOfFrames)
     ordered = np.zeros((frames, *array.shape[1:]), array.dtype)
@@ -132,7 +129,7 @@ def _complete(source: Any, step: float) -> None:
 
     A missing SliceThickness is the distance between slices: the frames of the object tile the volume.
 
-    What an anonymiser emptied of its own identity stands in the file's meta header still.
+    An identifier that an anonymiser emptied is still in the file's meta header.
     """
     for name in ("SOPClassUID", "SOPInstanceUID"):
         if not source.get(name):
@@ -150,9 +147,9 @@ def _complete(source: Any, step: float) -> None:
 
 
 def _identify(sources: Sequence[Any], series: Path) -> None:
-    """Give study and series an identifier where an anonymiser emptied theirs: made of the slices'.
+    """Give study and series an identifier, made from the slices', if an anonymiser emptied theirs.
 
-    The object then names the slices rightly, but no archive knows its study; that is said.
+    The object then refers to the right slices, but no archive knows its study; a warning says so.
     """
     slices = [str(source.SOPInstanceUID) for source in sources]
     if not all(slices):
@@ -161,7 +158,7 @@ def _identify(sources: Sequence[Any], series: Path) -> None:
         twice, count = Counter(slices).most_common(1)[0]
         raise DataError(
             f"{series}: {count} different slices have the SOPInstanceUID {twice}, so a DICOM "
-            "SEG cannot say which it means; take another --format, or give each slice a UID of its own"
+            "SEG cannot say which it means; use another --format, or give each slice its own UID"
         )
     for name in ("StudyInstanceUID", "SeriesInstanceUID"):
         if any(source.get(name) for source in sources):

@@ -1,4 +1,4 @@
-"""Which series a path means, and which files of its folder are slices of it."""
+"""Find the series that a path names, and the files of its folder that are its slices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ class Found:
 
 
 def find_series(path: Path) -> Found:
-    """The images of the one series that a path means: a folder, FOLDER#NUMBER, FOLDER#UID, or a file.
+    """The images of the one series at a path: a folder, FOLDER#NUMBER, FOLDER#UID, or a file.
 
-    Objects that are no image, scouts and screenshots beside the only volume are left out and noted.
+    Objects that are not images, and scouts and screenshots beside the only volume, are left out and noted.
 
     Raises:
         DataError: there is no series, there are several, or a file cannot be read.
@@ -95,7 +95,7 @@ def _chosen(groups: Sequence[list[Instance]], choice: str, folder: Path) -> list
 def _only_volume(
     groups: Sequence[list[Instance]], folder: Path
 ) -> tuple[list[Instance], list[list[Instance]]]:
-    """The series that can be a volume, and the others."""
+    """The series that may be volumes, and the others."""
     if len(groups) == 1:
         return groups[0], []
     volumes = [group for group in groups if _slices(group) > 1]
@@ -103,7 +103,7 @@ def _only_volume(
         (volume,) = volumes
         planes = {one.plane for one in volume}
         beside = [group for group in groups if group is not volume]
-        # A slice like those of the volume may be one of them, its series lost: the user decides.
+        # A slice like those of the volume may belong to it, its series UID lost: the user decides.
         if not any(one.plane in planes for group in beside for one in group if one.is_grey):
             return volume, beside
     raise DataError(
@@ -136,7 +136,7 @@ def _described(group: Sequence[Instance]) -> str:
 
 
 def _without_scouts(images: Sequence[Instance]) -> tuple[list[Instance], list[Instance]]:
-    """The slices of a series, and images of another kind that carry its UID."""
+    """The slices of a series, and images of another kind with its UID."""
     kept, lone = list(images), _lone(images)
     for is_slice in (
         lambda one: not one.is_localizer,
@@ -150,14 +150,14 @@ def _without_scouts(images: Sequence[Instance]) -> tuple[list[Instance], list[In
 
 
 def _lone(images: Sequence[Instance]) -> set[Path]:
-    """Images that stand across all others."""
+    """Images whose plane crosses that of all others."""
     normals = np.array([_normal(one) for one in images])
     alike = (np.abs(normals @ normals.T) > np.cos(np.radians(LOCALIZER_ANGLE))).sum(axis=1)
     return {one.path for one, count in zip(images, alike, strict=True) if count == 1}
 
 
 def _normal(one: Instance) -> np.ndarray:
-    """Zeros where it is not known."""
+    """Zeros if it is unknown."""
     try:
         directions = np.array([float(v) for v in one.header.ImageOrientationPatient]).reshape(2, 3)
     except (AttributeError, TypeError, ValueError):

@@ -1,6 +1,6 @@
-"""Volumes read from disk, and masks written back onto the grid of the file that they belong to.
+"""Read volumes from disk, and write masks on the grid of the file that they belong to.
 
-NIfTI, Analyze and MGH go through nibabel (scaling, qform and sform, oblique and left-handed affines, all
+NIfTI, Analyze and MGH go through nibabel (scaling, qform and sform, oblique and left-handed affines are
 kept), NRRD and MetaImage through SimpleITK, a folder is one DICOM series.
 """
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def read_volume(path: Path) -> sitk.Image:
-    """One 3D image: its stored values (scaled as the header says), in LPS space, on its own grid.
+    """Read one 3D image: its stored values, scaled as the header says, on its own grid in LPS.
 
     Args:
         path: A NIfTI, Analyze, MGH, NRRD or MetaImage file, the folder of a DICOM series (FOLDER#NUMBER or
@@ -35,7 +35,7 @@ def read_volume(path: Path) -> sitk.Image:
     channels = read_channels(path)
     if len(channels) > 1:
         raise DataError(
-            f"{path}: a 4D image with {len(channels)} channels or time points where one 3D image is due; "
+            f"{path}: a 4D image with {len(channels)} channels or time points, expected one 3D image; "
             "split it, or set the number of channels if it is multi-channel"
         )
     return channels[0]
@@ -45,7 +45,7 @@ def read_channels(path: Path) -> list[sitk.Image]:
     """The 3D images in a file, one for each channel (or time point), all on one grid.
 
     Raises:
-        DataError: As `read_volume`, but several channels are welcome.
+        DataError: As `read_volume`, but several channels are allowed.
     """
     path = check_format(path)
     if is_series(path):
@@ -55,11 +55,11 @@ def read_channels(path: Path) -> list[sitk.Image]:
 
 @dataclass(frozen=True)
 class VolumeHeader:
-    """What a file says of its size.
+    """The size of a volume, from its header.
 
     Attributes:
         size: voxels (x, y, z).
-        spacing: their sides in mm.
+        spacing: voxel sides in mm.
         channels: 3D images in the file.
         value_bytes: of one voxel once it is read.
     """
@@ -71,10 +71,10 @@ class VolumeHeader:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """The size of a volume, its voxels not read.
+    """The size of a volume, without reading its voxels.
 
     Raises:
-        DataError: As `read_channels`, as far as it shows in the header.
+        DataError: As `read_channels`, for faults that the header shows.
     """
     path = check_format(path)
     if is_series(path):
@@ -99,7 +99,7 @@ def read_header(path: Path) -> VolumeHeader:
 
 
 def read_grid(path: Path) -> sitk.Image:
-    """The grid of a volume as an empty image, its voxels not read.
+    """The grid of a volume as an empty image, without reading its voxels.
 
     Raises:
         DataError: As `read_header`.
@@ -123,9 +123,9 @@ def read_grid(path: Path) -> sitk.Image:
 def write_mask(mask: sitk.Image, like: Path, out: Path) -> None:
     """Write a mask on exactly the grid of the image file that it was made from.
 
-    Of a DICOM series with a tilted gantry the mask lies on the slices, its affine sheared as they are.
+    For a DICOM series with a tilted gantry, the mask lies on the slices and has their sheared affine.
 
-    A NIfTI mask of a NIfTI image takes over its affine, qform, sform and their codes bit by bit.
+    A NIfTI mask of a NIfTI image copies its affine, qform, sform and their codes exactly.
     The file is written aside and renamed, so that a partial one never looks complete.
 
     Args:
@@ -152,7 +152,7 @@ def write_mask(mask: sitk.Image, like: Path, out: Path) -> None:
         with written_aside(out) as aside:
             if suffix in NIFTI and suffix_of(like) in NIFTI and like.is_file():
                 write_nifti_like(mask, like, aside)
-            elif suffix in NIFTI and is_sheared(mask):  # ITK would straighten it in silence
+            elif suffix in NIFTI and is_sheared(mask):  # ITK would silently straighten it
                 write_nifti(mask, aside)
             else:
                 sitk.WriteImage(mask, str(aside), useCompression=True)
@@ -161,7 +161,7 @@ def write_mask(mask: sitk.Image, like: Path, out: Path) -> None:
 
 
 def smallest_type(mask: sitk.Image) -> sitk.Image:
-    """The mask as the smallest type that holds its values, unsigned where none is below 0."""
+    """The mask as the smallest type that holds its values, unsigned if none is negative."""
     values = sitk.GetArrayViewFromImage(mask)
     highest = int(values.max())
     if int(values.min()) < 0:

@@ -14,9 +14,9 @@ NIBABEL = (*NIFTI, *MGH, *PAIRS, *PAIRS.values())
 DICOM = (".dcm", ".ima")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 VOLUMES = (*NIBABEL, *ITK)
-"""Endings of the names of volumes, DICOM apart."""
+"""Suffixes of volume files other than DICOM."""
 HEADER_BYTES = 1 << 20
-"""A header is no longer than this."""
+"""A header is at most this long."""
 
 WRITABLE = (*NIFTI, ".nrrd", ".mha")
 """One file each: a mask with a separate data file could not be renamed into place in one step."""
@@ -37,7 +37,7 @@ def volumes_among(paths: Iterable[Path]) -> list[Path]:
 
 
 def _voxels_of(header: Path) -> set[Path]:
-    """The names that the voxels of a header may have; none where the file is no header of a pair."""
+    """The names that the voxel file of a header may have; none if the file is not the header of a pair."""
     suffix = suffix_of(header)
     stem = header.name[: len(header.name) - len(suffix)]
     partners = [voxels for voxels, other in PAIRS.items() if other == suffix]
@@ -45,7 +45,7 @@ def _voxels_of(header: Path) -> set[Path]:
 
 
 def place_of(path: Path) -> tuple[Path, str]:
-    """A folder or file, and which series of the folder is meant: FOLDER#CHOICE, "" where none is chosen."""
+    """Split FOLDER#CHOICE into the folder (or file) and the chosen series, "" if none is chosen."""
     folder, mark, choice = path.name.rpartition("#")
     if mark and choice and not path.exists() and path.with_name(folder or ".").is_dir():
         return path.with_name(folder), choice.strip()
@@ -53,16 +53,16 @@ def place_of(path: Path) -> tuple[Path, str]:
 
 
 def is_series(path: Path) -> bool:
-    """Whether a path means a DICOM series: a folder, one series of a folder, or a file with many frames."""
+    """Whether a path names a DICOM series: a folder, one series of a folder, or a file with many frames."""
     place, _ = place_of(path)
     return place.is_dir() or (place.is_file() and suffix_of(place) in DICOM)
 
 
 def content_files(path: Path) -> list[Path]:
-    """The files that decide what is read: all of a folder by name; a file, and that of its voxels if apart.
+    """The files that are read: all of a folder, by name; or a file, and its separate voxel file.
 
     Raises:
-        DataError: a header names voxels outside of its own folder.
+        DataError: a header names a voxel file outside its own folder.
     """
     place, _ = place_of(path)
     if place.is_dir():
@@ -71,7 +71,7 @@ def content_files(path: Path) -> list[Path]:
 
 
 def _detached(header: Path) -> list[Path]:
-    """The files that hold the voxels of a header, as far as they exist; none if it holds them itself."""
+    """The existing files that hold the voxels of a header; none if it holds them itself."""
     if suffix_of(header) in (".hdr", ".img"):
         other = header.with_suffix(".img" if suffix_of(header) == ".hdr" else ".hdr")
         return [other] if other.is_file() else []
@@ -91,12 +91,12 @@ def _detached(header: Path) -> list[Path]:
         names = [first]
     for name in names:
         if Path(name).name != Path(name).as_posix():
-            raise DataError(f"{header}: its voxels are in {name!r}; they must be in a file beside the header")
+            raise DataError(f"{header}: its voxels are in {name!r}; they must be in the header's folder")
     return [header.with_name(name) for name in names if header.with_name(name).is_file()]
 
 
 def check_format(path: Path) -> Path:
-    """The path, if it is a folder, a series in one, or a file that by its name is a volume.
+    """Return the path if it is a folder, a series in one, or a file with the suffix of a volume.
 
     Raises:
         DataError: It is missing, empty, or of another kind.

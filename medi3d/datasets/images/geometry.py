@@ -1,7 +1,7 @@
-"""Where the voxels of an image lie: spacing, direction and origin from an affine, and two grids compared.
+"""Image geometry: spacing, direction and origin from an affine, and a comparison of two grids.
 
 Physical space is LPS in millimetres, as in DICOM and SimpleITK: x grows to the patient's left,
-y to posterior, z to superior. NIfTI's RAS is turned into it where the file is read.
+y to posterior, z to superior. NIfTI's RAS is converted when the file is read.
 """
 
 from itertools import product
@@ -15,13 +15,13 @@ SHEAR_TOLERANCE = 1e-3
 """Largest cosine between two voxel axes that should stand at right angles (0.06 degrees)."""
 
 GRID_TOLERANCE = 0.05
-"""Two grids are one when no corner lies further apart than this part of the smallest voxel side.
+"""Two grids are equal if no corner differs by more than this fraction of the smallest voxel side.
 
 Headers hold float32 numbers, and quaternions rounded twice: equal scans differ by thousandths."""
 
 
 def set_geometry(image: sitk.Image, steps: np.ndarray, origin: np.ndarray, name: str) -> None:
-    """Give `image` its place in space, in place.
+    """Set spacing, direction and origin of `image`, in place.
 
     Args:
         image: A 3D image.
@@ -30,7 +30,7 @@ def set_geometry(image: sitk.Image, steps: np.ndarray, origin: np.ndarray, name:
         name: The file, for the message.
 
     Raises:
-        DataError: The axes are sheared, degenerate or not finite: no image grid has such a shape.
+        DataError: The axes are sheared, degenerate or not finite: no image grid is like that.
     """
     if not (np.isfinite(steps).all() and np.isfinite(origin).all()):
         raise DataError(f"{name}: the affine holds NaN or infinite numbers; the file's header is damaged")
@@ -44,7 +44,7 @@ def set_geometry(image: sitk.Image, steps: np.ndarray, origin: np.ndarray, name:
     if shear > SHEAR_TOLERANCE:
         raise DataError(
             f"{name}: the affine is sheared (cosine {shear:.3g} between two axes, at most {SHEAR_TOLERANCE} "
-            "is taken for rounding); resample it to a rectangular grid first (gantry tilt?)"
+            "is accepted as rounding); resample it to a rectangular grid first (gantry tilt?)"
         )
     image.SetSpacing([float(side) for side in spacing])
     image.SetDirection(cosines.ravel().tolist())
@@ -52,7 +52,7 @@ def set_geometry(image: sitk.Image, steps: np.ndarray, origin: np.ndarray, name:
 
 
 def is_sheared(image: sitk.Image) -> bool:
-    """Whether two axes stand at no right angle."""
+    """Whether two axes are not at right angles."""
     cosines = np.reshape(image.GetDirection(), (3, 3))
     return bool(np.abs(cosines.T @ cosines - np.eye(3)).max() > SHEAR_TOLERANCE)
 
@@ -73,7 +73,7 @@ def grid_difference(first: sitk.Image, second: sitk.Image) -> str:
 
 
 def corners(image: sitk.Image) -> np.ndarray:
-    """(8, 3) places in mm, in LPS, of the centres of the corner voxels."""
+    """(8, 3) centres of the corner voxels, in mm, in LPS."""
     last = [size - 1 for size in image.GetSize()]
     return np.array([image.TransformIndexToPhysicalPoint(c) for c in product(*((0, n) for n in last))])
 

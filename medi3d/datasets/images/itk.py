@@ -1,4 +1,4 @@
-"""NRRD, MetaImage and the other formats that SimpleITK reads, checked before they are believed."""
+"""NRRD, MetaImage and the other formats that SimpleITK reads, with further checks."""
 
 import zlib
 from pathlib import Path
@@ -32,10 +32,10 @@ GEOMETRY = ("offset", "position", "origin", "elementspacing", "elementsize", "tr
 
 
 def _check_meta_header(path: Path) -> tuple[Path, int] | None:
-    """Refuse a MetaImage whose place is no number: ITK would take 0 for it.
+    """Raise if a MetaImage's position is not a number: ITK would read it as 0.
 
     Returns:
-        Where packed voxels are: the file, and the byte that they start at. None where they are not packed.
+        The file with packed voxels, and the byte at which they start. None if they are not packed.
     """
     packed = False
     with path.open("rb") as file:
@@ -60,7 +60,7 @@ def _finite(text: str) -> bool:
 
 
 def _check_unpacks(path: Path, start: int, due: int, image: Path) -> None:
-    """Refuse packed voxels, damaged or fewer than `due` bytes: ITK leaves the rest as the memory was."""
+    """Raise if packed voxels are damaged or under `due` bytes: ITK would leave the rest uninitialised."""
     inflator, count = zlib.decompressobj(zlib.MAX_WBITS | 32), 0  # zlib's or gzip's header, as ITK takes both
     try:
         with path.open("rb") as file:
@@ -70,14 +70,14 @@ def _check_unpacks(path: Path, start: int, due: int, image: Path) -> None:
     except (OSError, zlib.error) as error:
         raise DataError(f"{image}: damaged or not readable: packed voxels: {error}") from error
     if count < due:
-        raise DataError(f"{image}: damaged: its packed voxels hold {count} bytes; {due} are due")
+        raise DataError(f"{image}: damaged: its packed voxels hold {count} bytes; expected {due}")
 
 
 def read_itk(path: Path) -> list[sitk.Image]:
-    """The channels of an image, each as an image of its own.
+    """The channels of an image, one image each.
 
     Raises:
-        DataError: the file is damaged, or its place in space is not a number.
+        DataError: the file is damaged, or its position is not a number.
     """
     packed = _check_meta_header(path) if suffix_of(path) in (".mha", ".mhd") else None
     try:
@@ -100,7 +100,7 @@ def read_itk(path: Path) -> list[sitk.Image]:
         raise DataError(f"{path}: an image of {channels[0].GetSize()} voxels; each side needs one or more")
     if channels[0].GetDimension() != 3:
         raise DataError(
-            f"{path}: a {channels[0].GetDimension()}D image of {image.GetSize()}; a 3D one is due"
+            f"{path}: a {channels[0].GetDimension()}D image of {image.GetSize()}; expected a 3D image"
         )
     for channel in channels:
         steps = np.reshape(channel.GetDirection(), (3, 3)) * channel.GetSpacing()

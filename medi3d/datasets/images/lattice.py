@@ -1,4 +1,4 @@
-"""A mask brought to the voxels of its image, exactly: nothing is interpolated."""
+"""Map a mask onto the voxels of its image exactly, without interpolation."""
 
 from itertools import product
 
@@ -11,23 +11,23 @@ from medi3d.errors import DataError
 
 
 def on_grid_of(mask: sitk.Image, image: sitk.Image, *, cropped: bool = False) -> sitk.Image:
-    """A mask whose voxels are voxels of the image, on the image's grid.
+    """Put a mask whose voxels are voxels of the image on the image's grid.
 
-    Its axes may have another order or other signs, and it may be cropped or padded: then voxels that it
-    lacks are 0. A mask of the image's own size must lie where the image does: a mask that is shifted as a
-    whole lost its header. One that is shorter along one axis alone may have lost slices, and is
-    refused unless the file says that it is cropped.
+    Its axes may have another order or other signs, and it may be cropped or padded; voxels that it lacks
+    are 0. A mask of the image's size must lie where the image does: one that is shifted as a whole lost
+    its header. One that is shorter along a single axis may have lost slices, and is refused unless the
+    file says that it is cropped.
 
     Args:
-        mask: Integers, one value a voxel.
-        image: The image that it belongs to; its voxels are not looked at.
-        cropped: The file says that it is cropped, so lost slices are not feared.
+        mask: Integers, one value per voxel.
+        image: The image that it belongs to; its voxels are not used.
+        cropped: The file says that it is cropped, so no slices are lost.
 
     Raises:
-        DataError: The voxels are not those of the image, or some that are not 0 lie outside of it.
+        DataError: The voxels are not those of the image, or labelled ones lie outside it.
     """
     if not grid_difference(mask, image):
-        mask = sitk.Image(mask)  # a copy that shares the voxels: the caller's keeps its place
+        mask = sitk.Image(mask)  # a copy that shares the voxels: the caller's geometry stays as it is
         mask.CopyInformation(image)
         return mask
     turn, start = _turn(mask, image)
@@ -73,7 +73,7 @@ def _turn(mask: sitk.Image, image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _words(mask: sitk.Image, image: sitk.Image) -> str:
-    """Compared as oriented: axes in another order are no difference."""
+    """Compared as oriented: another order of axes is not a difference."""
     words = grid_difference(to_lps(mask), to_lps(image)) or grid_difference(mask, image)
     if mask.GetSize() == image.GetSize():
         words += "; if its header was lost and the voxels are the image's, copy the image's header"

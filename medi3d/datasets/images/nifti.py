@@ -1,4 +1,4 @@
-"""What nibabel reads, as SimpleITK images: NIfTI, its pairs, Analyze and FreeSurfer's MGH. Masks in NIfTI."""
+"""Read NIfTI, its pairs, Analyze and FreeSurfer's MGH with nibabel as SimpleITK images; write NIfTI masks."""
 
 import gzip
 import logging
@@ -32,11 +32,11 @@ NIFTI_ERRORS = (
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
 )
-"""What nibabel raises for files that are damaged in one way or another."""
+"""Exceptions that nibabel raises for damaged files."""
 
 
 def open_nifti(path: Path) -> Any:
-    """The image with its header read and its voxels not: NIfTI (1 or 2, one file or two), Analyze or MGH.
+    """The image, its header read but not its voxels: NIfTI (1 or 2, one file or two), Analyze or MGH.
 
     Raises:
         DataError: the file is damaged or of another kind, or its header contradicts itself.
@@ -53,7 +53,7 @@ def open_nifti(path: Path) -> Any:
 
 
 def _check_nifti_header(source: nib.Nifti1Pair, path: Path) -> None:
-    """Refuse what nibabel would mend in silence: the mended header may be another one than was meant."""
+    """Raise for what nibabel would repair silently: the repaired header may not be the intended one."""
     place = source.file_map.get("header", source.file_map["image"]).filename
     with nib.openers.ImageOpener(place or str(path)) as file:
         header = type(source.header).from_fileobj(file, check=False)
@@ -86,7 +86,7 @@ def _nifti_values(source: Any, path: Path) -> np.ndarray:
     except NIFTI_ERRORS as error:
         raise DataError(f"{path}: damaged or not a NIfTI file: {last_line(error)}") from error
     if values.dtype.kind not in "iufb":
-        raise DataError(f"{path}: voxels of type {values.dtype}; plain numbers are needed, not colours")
+        raise DataError(f"{path}: voxels of type {values.dtype}; expected plain numbers, not colours")
     return values
 
 
@@ -127,9 +127,9 @@ def _unit(header: nib.Nifti1Header, path: Path) -> float:
 
 
 def _split_channels(values: np.ndarray, path: Path) -> list[np.ndarray]:
-    """(X, Y, Z[, T[, C]]) as a list of (X, Y, Z); axes of length 1 behind the third do not count."""
+    """(X, Y, Z[, T[, C]]) as a list of (X, Y, Z); axes of length 1 after the third are ignored."""
     if values.ndim < 3 or 0 in values.shape or (values.ndim > 3 and sum(n > 1 for n in values.shape[3:]) > 1):
-        raise DataError(f"{path}: an array of shape {values.shape}; a 3D image is due")
+        raise DataError(f"{path}: an array of shape {values.shape}; expected a 3D image")
     stacked = values.reshape(*values.shape[:3], -1)
     return [stacked[..., channel] for channel in range(stacked.shape[3])]
 
@@ -142,7 +142,7 @@ def _image(values: np.ndarray, steps: np.ndarray, origin: np.ndarray, path: Path
 
 
 def _itk_type(dtype: np.dtype) -> np.dtype:
-    """The nearest type that ITK has, in the machine's byte order."""
+    """The nearest type that ITK supports, in the machine's byte order."""
     if dtype.kind == "b":
         return np.dtype(np.uint8)
     if dtype.kind == "f":
@@ -165,7 +165,7 @@ def write_nifti_like(mask: sitk.Image, like: Path, out: Path) -> None:
 
 
 def write_nifti(mask: sitk.Image, out: Path) -> None:
-    """Write an image with its affine as sform alone, which may be sheared as no qform can be."""
+    """Write an image with its affine as sform only: unlike a qform, it may be sheared."""
     affine = np.eye(4)
     affine[:3, :3] = RAS_TO_LPS @ np.reshape(mask.GetDirection(), (3, 3)) @ np.diag(mask.GetSpacing())
     affine[:3, 3] = RAS_TO_LPS @ mask.GetOrigin()

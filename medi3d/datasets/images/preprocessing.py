@@ -1,4 +1,4 @@
-"""From a scan to the array that a network takes, and a mask's way back.
+"""Convert a scan to the array that a network takes, and a mask back to the scan.
 
 Orient to LPS, resample if a spacing is asked for, normalise. Where the scan already has that
 spacing nothing is interpolated: axes are permuted and flipped, which loses nothing.
@@ -24,16 +24,16 @@ SPACING_TOLERANCE = 1e-3
 """Spacings (mm) closer than this are equal: no voxel of a 512 volume moves by more than half a millimetre."""
 
 SPACING_SHARE = 5e-3
-"""And closer than this part of the side, which decides below 0.2 mm (micro-CT)."""
+"""They must also differ by less than this fraction of the side, which matters below 0.2 mm (micro-CT)."""
 
 MOST_VOXELS = 2**31
-"""Of a resampled volume: 8 GB as float32."""
+"""Most voxels of a resampled volume: 8 GB as float32."""
 
 IMAGE_INTERPOLATION = sitk.sitkLinear
 
 
 class LoadedImage(NamedTuple):
-    """A case's image as the network takes it, and the two grids between which its mask travels."""
+    """A case's image as the network takes it, and the two grids between which its mask is mapped."""
 
     image: torch.Tensor  # (C, D, H, W) float32
     canonical: sitk.Image  # the network's grid, its voxels empty
@@ -44,14 +44,14 @@ def load_image(paths: Sequence[Path], settings: VolumeSettings) -> LoadedImage:
     """Read a case's image files, each oriented, resampled and normalised.
 
     Raises:
-        DataError: A file is missing, damaged, holds NaN or nothing but one value, the channels are
+        DataError: A file is missing, damaged, holds NaN or a single value, the number of channels is
             not `settings.channels`, or lie on different grids.
     """
     files = [(path, channel) for path in paths for channel in read_channels(path)]
     if len(files) != settings.channels:
         what = f"a 4D image of {len(files)}" if len(files) > len(paths) else f"a case of {len(files)}"
         raise DataError(
-            f"{paths[0]}: {what} channels (3D images) where the config says channels: {settings.channels}"
+            f"{paths[0]}: {what} channels (3D images), but the config says channels: {settings.channels}"
         )
     first_path, original = files[0][0], empty_like(files[0][1])
     arrays: list[np.ndarray] = []
@@ -61,10 +61,10 @@ def load_image(paths: Sequence[Path], settings: VolumeSettings) -> LoadedImage:
         difference = grid_difference(channel, original)
         if difference:
             raise DataError(f"{path}: not on the grid of {first_path}: {difference}")
-        channel.CopyInformation(original)  # headers rounded differently could be turned differently
-        # Turned as it is stored: in a large scan, the fewer arrays of float32 the better.
+        channel.CopyInformation(original)  # differently rounded headers could be oriented differently
+        # Oriented in its stored type: in a large scan, float32 copies are expensive.
         channel = sitk.Cast(to_lps(channel), sitk.sitkFloat32)
-        channel, fill = without_nan(channel, settings, path)  # as float32, which not all numbers fit into
+        channel, fill = without_nan(channel, settings, path)  # as float32, which cannot hold all numbers
         try:
             channel = to_canonical(channel, _triple(settings.spacing))
             canonical = empty_like(channel) if canonical is None else canonical
@@ -81,7 +81,7 @@ def load_image(paths: Sequence[Path], settings: VolumeSettings) -> LoadedImage:
 def _scaled(
     array: np.ndarray, settings: VolumeSettings, number: int, fill: float | None, path: Path
 ) -> np.ndarray:
-    """One channel normalised; zeros where it is missing and that is allowed."""
+    """Normalise one channel; zeros if it is missing and that is allowed."""
     if array.min() == array.max():
         if settings.missing_channels == "zeros":
             return np.zeros(array.shape, np.float32)
@@ -99,13 +99,13 @@ def _scaled(
 def without_nan(
     image: sitk.Image, settings: VolumeSettings, path: Path, *, label: bool = False
 ) -> tuple[sitk.Image, float | None]:
-    """The image with a number in every voxel, and the value that stands for NaN; None: there is no NaN.
+    """Replace NaN by the background; return the image and that value, None if there is no NaN.
 
     Args:
         image: 3D.
         settings: Its `nan` says whether NaN is background.
         path: The file, for the message.
-        label: The voxels are labels, background is 0; else it is the lowest value of the image.
+        label: The voxels are labels: background is 0, not the lowest value of the image.
 
     Raises:
         DataError: Voxels are infinite, or NaN and `settings.nan` refuses that.
@@ -131,10 +131,10 @@ def without_nan(
 def to_canonical(
     image: sitk.Image, spacing: tuple[float, float, float] | None, *, label: bool = False
 ) -> sitk.Image:
-    """The image with its axes along left, posterior, superior (as near as they are), resampled if asked.
+    """Orient the image to left, posterior, superior (nearest axes) and resample it if asked.
 
-    Oblique scans stay oblique. Images are interpolated linearly after a Gaussian that takes the
-    detail away which the coarser grid cannot hold; labels by the vote of their neighbours.
+    Oblique scans stay oblique. Images are interpolated linearly, after a Gaussian that removes
+    detail too fine for the coarser grid; labels by the vote of their neighbours.
 
     Args:
         image: A 3D image.
@@ -156,17 +156,17 @@ def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def to_array(image: sitk.Image) -> np.ndarray:
-    """The voxels of a canonical image: (D, H, W), to superior, posterior, left."""
+    """The voxels of a canonical image: (D, H, W), pointing to superior, posterior, left."""
     return sitk.GetArrayFromImage(image)
 
 
 def normalise(array: np.ndarray, how: Normalisation, fill: float | None = None) -> np.ndarray:
-    """Intensities as float32 in the range that networks take.
+    """Normalise intensities to float32 in the range that networks take.
 
     Args:
-        array: Of one channel.
+        array: One channel.
         how: See `Normalisation`.
-        fill: A value that is background and counts in no statistic; None: `how.background` decides.
+        fill: A background value that no statistic counts; None: `how.background` decides.
 
     Raises:
         DataError: The image has one value only, so it has no contrast to normalise.
@@ -189,7 +189,7 @@ def normalise(array: np.ndarray, how: Normalisation, fill: float | None = None) 
 
 
 def intensity_range(array: np.ndarray, how: Normalisation, fill: float | None = None) -> tuple[float, float]:
-    """The intensities that become -1 and 1, of a window or of percentiles; otherwise as `normalise`.
+    """The intensities that become -1 and 1, from a window or percentiles; otherwise as `normalise`.
 
     Raises:
         DataError: The image has one value only.
@@ -206,7 +206,7 @@ def intensity_range(array: np.ndarray, how: Normalisation, fill: float | None = 
 
 
 def _counted(array: np.ndarray, how: Normalisation, fill: float | None) -> np.ndarray:
-    """The voxels that statistics are of: all, or those that are not background."""
+    """The voxels that statistics use: all, or only the foreground."""
     value = fill
     if value is None and how.background == "ignored":
         value = constant_background(array)
@@ -217,19 +217,19 @@ def _counted(array: np.ndarray, how: Normalisation, fill: float | None) -> np.nd
 
 
 def constant_background(array: np.ndarray) -> float | None:
-    """The value of more than half of the voxels; None: there is none."""
-    middle = float(np.median(array))  # of a majority, its value
+    """The value that more than half of the voxels have; None if there is none."""
+    middle = float(np.median(array))  # if there is a majority, it has this value
     return middle if 2 * np.count_nonzero(_differs(array, middle)) < array.size else None
 
 
 def _differs(array: np.ndarray, value: float) -> np.ndarray:
-    """Resampling leaves a constant as it is but for rounding."""
+    """Where voxels differ from `value` by more than the rounding of resampling."""
     width = 1e-5 * (float(array.max()) - float(array.min()))
     return (array < value - width) | (array > value + width)
 
 
 def restore_mask(mask: np.ndarray, canonical: sitk.Image, original: sitk.Image) -> sitk.Image:
-    """A mask on the network's grid, brought back onto the grid and orientation of the scan.
+    """Map a mask on the network's grid back onto the grid and orientation of the scan.
 
     Args:
         mask: (D, H, W) integers on the grid of `canonical`.
@@ -237,7 +237,7 @@ def restore_mask(mask: np.ndarray, canonical: sitk.Image, original: sitk.Image) 
         original: The scan as it was read.
 
     Raises:
-        ShapeError: The mask has not the shape of `canonical`.
+        ShapeError: The mask's shape is not that of `canonical`.
     """
     if mask.shape != canonical.GetSize()[::-1]:
         raise ShapeError(f"the mask has shape {mask.shape}, its grid {canonical.GetSize()[::-1]} (D, H, W)")
@@ -248,7 +248,7 @@ def restore_mask(mask: np.ndarray, canonical: sitk.Image, original: sitk.Image) 
 
 
 def to_file_values(mask: sitk.Image, settings: VolumeSettings) -> sitk.Image:
-    """A mask of labels 1, 2, ... with the values that the cohort's files have for them."""
+    """Replace labels 1, 2, ... by their values in the cohort's files."""
     image = sitk.GetImageFromArray(settings.file_values[sitk.GetArrayViewFromImage(mask)])
     image.CopyInformation(mask)
     return image
@@ -277,9 +277,9 @@ def _regrid(image: sitk.Image, spacing: Sequence[float]) -> sitk.Image:
 
 
 def _blur_for(image: sitk.Image, grid: sitk.Image) -> sitk.Image:
-    """Blur along the axes that become coarser, from the resolution of the image to that of the grid.
+    """Blur along the axes that become coarser, from the image's resolution to the grid's.
 
-    A voxel stands for a Gaussian whose width at half height is its side (Cardoso et al., "Scale
+    A voxel is modelled as a Gaussian whose full width at half maximum is its side (Cardoso et al., "Scale
     factor point spread function matching", MICCAI 2015); variances add up.
     """
     sides, coarser = np.array(image.GetSpacing()), np.array(grid.GetSpacing())
@@ -297,6 +297,6 @@ def _triple(spacing: Sequence[float] | None) -> tuple[float, float, float] | Non
 
 
 def constant(array: np.ndarray, channels: int = 1) -> str:
-    """What is said of an image that has one value only."""
+    """The message for an image with a single value."""
     remedy = "; where a channel is missing, data.missing_channels=zeros takes it so" if channels > 1 else ""
-    return f"every voxel is {array.flat[0]}; an image with contrast is due{remedy}"
+    return f"every voxel is {array.flat[0]}: the image has no contrast{remedy}"

@@ -1,6 +1,6 @@
-"""Between grids whose axes are parallel: labels by the vote of their neighbours, probabilities in slabs.
+"""Resample between grids with parallel axes: labels by the vote of their neighbours, probabilities in slabs.
 
-All interpolation is linear and separable. Outside the source its border voxels go on.
+All interpolation is linear and separable. Outside the source, its border voxels are repeated.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,14 +15,14 @@ from torch import Tensor
 from medi3d.datasets.images.geometry import grid_difference
 
 LABEL_VOXELS = 2**24
-"""Voxels of the target that labels are counted on at once: 200 MB of float32 sums."""
+"""Target voxels for which labels are counted at once: 200 MB of float32 sums."""
 
 SLAB_BYTES = 2**24
-"""Probabilities that are held at once on the target's grid."""
+"""Number of probabilities held at once on the target's grid."""
 
 
 class Taps(NamedTuple):
-    """Where the voxels of a target lie between those of a source, along one axis."""
+    """Positions of a target's voxels between those of a source, along one axis."""
 
     low: Tensor  # (n,) index of the lower neighbour
     high: Tensor  # (n,) of the upper one
@@ -49,7 +49,7 @@ def taps_between(source: sitk.Image, target: sitk.Image) -> tuple[Taps, Taps, Ta
 
 
 def interpolate(values: Tensor, taps: tuple[Taps, Taps, Taps]) -> Tensor:
-    """`(..., D, H, W)` at the places of `taps`, linearly."""
+    """Interpolate `(..., D, H, W)` linearly at `taps`."""
     for dim, (low, high, weight) in zip((-3, -2, -1), taps, strict=True):
         if not weight.any() and len(low) == values.shape[dim] and torch.equal(low, torch.arange(len(low))):
             continue
@@ -63,10 +63,10 @@ def interpolate(values: Tensor, taps: tuple[Taps, Taps, Taps]) -> Tensor:
 
 
 def resample_labels(image: sitk.Image, grid: sitk.Image) -> sitk.Image:
-    """Labels on another grid of the same direction: the value whose indicator, interpolated, is highest.
+    """Resample labels to a parallel grid: the value with the highest interpolated indicator.
 
-    Never a value that `image` lacks. Each label is interpolated within its own bounding box only, so
-    that small organs in a large scan cost little.
+    The result has no value that `image` lacks. Each label is interpolated within its own bounding box only,
+    so that small organs in a large scan cost little.
     """
     found, numbers = _numbered(sitk.GetArrayViewFromImage(image))
     boxes = find_objects(numbers)
@@ -83,7 +83,7 @@ def resample_labels(image: sitk.Image, grid: sitk.Image) -> sitk.Image:
 
 
 def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values with 0 first, and for each voxel the place of its value among them."""
+    """The values, 0 first, and for each voxel the index of its value."""
     if values.dtype.kind == "u" and values.itemsize <= 2:  # sorting all voxels takes 40 bytes for each
         present = np.zeros(2**16, bool)
         for plane in values:
@@ -100,7 +100,7 @@ def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _vote(numbers: np.ndarray, boxes: list[tuple[slice, ...]], taps: tuple[Taps, Taps, Taps]) -> np.ndarray:
-    """Number of the strongest label at each place, 0 where background is stronger than each."""
+    """Index of the strongest label at each voxel, 0 where background is stronger than all of them."""
     shape = [len(along.low) for along in taps]
     best, total = torch.zeros(shape), torch.zeros(shape)
     winner = torch.zeros(shape, dtype=torch.int32)
@@ -120,14 +120,14 @@ def _vote(numbers: np.ndarray, boxes: list[tuple[slice, ...]], taps: tuple[Taps,
 
 
 def _reached(along: Taps, side: slice) -> tuple[int, int]:
-    """Target voxels between `side.start - 1` and `side.stop`, where a label in `side` has a share."""
+    """Target voxels between `side.start - 1` and `side.stop`, on which a label in `side` has an influence."""
     inside = (along.high >= side.start) & (along.low < side.stop)
     places = inside.nonzero()
     return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
 
 
 def restored_slabs(slabs: Iterable[Tensor], source: sitk.Image, target: sitk.Image) -> Iterator[Tensor]:
-    """Probabilities on the source's grid, brought onto the target's, a few slices at a time.
+    """Resample probabilities from the source's grid to the target's, a few slices at a time.
 
     Args:
         slabs: `(classes, s, h, w)`, the source's slices from the first to the last.
@@ -135,8 +135,8 @@ def restored_slabs(slabs: Iterable[Tensor], source: sitk.Image, target: sitk.Ima
         target: The other grid, of the same direction.
 
     Yields:
-        `(classes, t, H, W)`, the target's slices from the first to the last; t depends on the classes
-        and on the target alone.
+        `(classes, t, H, W)`, the target's slices from the first to the last; t depends only on the
+        classes and the target.
     """
     depth, height, width = taps_between(source, target)
     held: list[Tensor] = []
@@ -164,28 +164,28 @@ def _slices_at_once(classes: int, target: sitk.Image) -> int:
 
 
 def to_lps(image: sitk.Image) -> sitk.Image:
-    """`image` turned to LPS; itself where it is so already, which `DICOMOrient` would copy."""
+    """Orient `image` to LPS; return it uncopied if it is already (`DICOMOrient` would copy it)."""
     code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
     return image if code == "LPS" else sitk.DICOMOrient(image, "LPS")
 
 
 def turned_like(mask: sitk.Image, original: sitk.Image) -> sitk.Image:
-    """A mask whose axes are those of `original` permuted and flipped, turned to have the same axes."""
+    """Permute and flip a mask's axes to those of `original`."""
     code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(original.GetDirection())
     turned = sitk.DICOMOrient(mask, code)
     if grid_difference(turned, original):  # at exactly 45 degrees an axis has two names
         turned = sitk.Resample(mask, original, sitk.Transform(), sitk.sitkNearestNeighbor)
-    turned.CopyInformation(original)  # to the last bit
+    turned.CopyInformation(original)  # exactly
     return turned
 
 
 def oriented_grid(original: sitk.Image) -> sitk.Image:
-    """The grid of `original` turned to LPS, its voxels empty."""
+    """The grid of `original` oriented to LPS, without its voxels."""
     return to_lps(empty_like(original))
 
 
 def empty_like(image: sitk.Image) -> sitk.Image:
-    """The grid of `image`, its voxels empty: a byte each."""
+    """The grid of `image`, without its voxels: one byte each."""
     grid = sitk.Image(image.GetSize(), sitk.sitkUInt8)
     grid.CopyInformation(image)
     return grid

@@ -1,4 +1,4 @@
-"""Settings of volumes: where they are, their grid, their intensities, their labels."""
+"""Settings of volumes: location, grid, intensities, labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,25 +11,25 @@ from medi3d.keys import younger
 ALL_FOLDS = "all"
 
 MODALITIES = ("CT", "MR", "PET", "US", "CBCT", "XA", "other")
-"""Of these only CT has values with a meaning of their own, HU; CBCT's are not calibrated."""
+"""Only CT is in HU; CBCT is not calibrated."""
 
 NAN, MISSING_CHANNELS = ("refuse", "background"), ("refuse", "zeros")
 MOST_LABELS = 255
-"""Label maps are kept in bytes, 0 is background."""
+"""Label maps are stored as bytes; 0 is background."""
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How intensities become the range that networks take.
+    """How intensities are normalised.
 
     Attributes:
-        method: "percentile": per case, `percentiles` to [-1, 1], clipped (MR: no unit of its own);
+        method: "percentile": per case, `percentiles` to [-1, 1], clipped (MR has no unit);
             "window": `window` to [-1, 1], clipped (CT); "zscore": per case, mean 0 and deviation 1.
         percentiles: Lower and upper, in percent.
         window: Lower and upper value in HU.
-        background: Where one value makes up more than half of a scan (zeros around an object): "ignored"
-            leaves it out of percentiles, mean and deviation, which are then those of the object;
-            "counted", the default, takes all voxels, as runs from before this key do.
+        background: If one value makes up more than half of a scan (zeros around an object), "ignored"
+            leaves it out of percentiles, mean and deviation, which then describe the object;
+            "counted", the default, uses all voxels, as runs from before this key do.
     """
 
     method: str = "percentile"
@@ -61,9 +61,9 @@ class ChannelSettings:
     """One channel of a cohort whose channels are of different kinds, such as PET beside CT.
 
     Attributes:
-        name: Of the channel, as in the cohort's list.
+        name: Name of the channel, as in the cohort's list.
         modality: As `VolumeSettings.modality`.
-        normalisation: Of its intensities.
+        normalisation: How its intensities are normalised.
     """
 
     name: str
@@ -75,7 +75,7 @@ class ChannelSettings:
 
 
 def check_intensities(modality: str, how: Normalisation, where: str = "") -> None:
-    """Refuse a modality that is not known, or that the normalisation does not suit.
+    """Raise if the modality is unknown or the normalisation does not suit it.
 
     Raises:
         ConfigError: With `where` in front.
@@ -84,7 +84,7 @@ def check_intensities(modality: str, how: Normalisation, where: str = "") -> Non
         raise ConfigError(f"{where}modality is {modality!r}: {', '.join(MODALITIES)}")
     if modality == "CT" and how.method != "window":
         raise ConfigError(
-            f"{where}normalisation.method is {how.method!r} for CT: HU have a meaning, "
+            f"{where}normalisation.method is {how.method!r} for CT: its values are in HU, "
             "use method: window with window: [low, high] in HU"
         )
     if modality == "MR" and how.method == "window":
@@ -95,38 +95,38 @@ def check_intensities(modality: str, how: Normalisation, where: str = "") -> Non
 
 @dataclass(frozen=True)
 class VolumeSettings:
-    """A cohort of volumes and what is done to each of them (config section).
+    """A cohort of volumes and how they are processed (config section).
 
     Attributes:
         root: Folder in the MSD layout, or a .csv or .json list.
-        modality: "CT", "MR", "PET", "US", "CBCT", "XA" or "other"; where `by_channel` is given, of the first
-            channel.
+        modality: "CT", "MR", "PET", "US", "CBCT", "XA" or "other"; with `by_channel`, that of
+            the first channel.
         labels: Name -> value in the label files, a whole number (0 is background, named or not), at most 255
             labels. Inside, labels are numbered 1, 2, ... in the order of their values; masks are written
             with the values.
-        symmetric: Pairs of labels that change places when left and right do, such as
+        symmetric: Pairs of labels to swap when left and right are mirrored, such as
             [[parotid_left, parotid_right]].
-        empty_labels: Take cases in which nothing is labelled, too.
-        overlaps: Of labels kept in a mask each, all names, in the order in which they are put on one map:
-            where masks overlap, the later one wins. Empty: overlapping masks are refused.
-        cache: Folder in which cases are kept as the network takes them (`medi3d prepare` fills it);
-            None reads and resamples them in each run.
-        folds: Parts of the cohort for cross-validation, the list's own where it names a fold for each
-            case; 0 holds back `validation` cases instead.
-        fold: Which of them validates, 0 to folds - 1; the others train. "all": each in turn.
-        channels: Images a case (a 4D file counts each).
+        empty_labels: Also accept cases in which nothing is labelled.
+        overlaps: For labels with one mask each: all names, in the order in which they are put on one map.
+            Where masks overlap, the later one wins. Empty: overlaps are an error.
+        cache: Folder for preprocessed cases (`medi3d prepare` fills it); None reads and resamples them
+            in each run.
+        folds: Number of cross-validation folds, the list's own if it names a fold for each case;
+            0 holds out `validation` cases instead.
+        fold: Number of the validation fold, 0 to folds - 1; the others train. "all": each in turn.
+        channels: Images per case (each 3D image of a 4D file counts).
         spacing: Voxel sides (depth, height, width) in mm to resample to; None keeps each case's own.
-        normalisation: Of intensities, where `by_channel` is empty.
-        by_channel: Name, modality and normalisation of each channel, in their order, where they differ;
-            empty, the default: all are as `modality` and `normalisation` say.
-        nan: Voxels that are NaN: "refuse" them, the default, or take them as "background", the lowest
-            value of the image (0 in a label), which then counts in no percentile, mean or deviation.
-        missing_channels: A channel with one value all over: "refuse" it, the default, or take it as missing
-            and give the network "zeros".
-        patch: Size (depth, height, width) in voxels of what one training step sees of a case.
-        foreground: Part of the patches that is centred on a labelled voxel, 0 to 1.
-        validation: Cases held back for validation where the cohort itself names no split. 0: none, the
-            training cases are validated on (a network overfitted on purpose).
+        normalisation: How intensities are normalised, if `by_channel` is empty.
+        by_channel: Name, modality and normalisation of each channel, in order, if they differ. Empty, the
+            default: `modality` and `normalisation` apply to all.
+        nan: NaN voxels: "refuse" them, the default, or take them as "background", the lowest value of
+            the image (0 in a label), which percentiles, mean and deviation then ignore.
+        missing_channels: A channel with a single value: "refuse" it, the default, or treat it as missing and
+            give the network "zeros".
+        patch: Size (depth, height, width) in voxels of a training patch.
+        foreground: Fraction of the patches that are centred on a labelled voxel, 0 to 1.
+        validation: Number of cases held out for validation if the cohort names no split. 0: none; the
+            training cases serve for validation (to overfit on purpose).
         split_seed: Seed of that split.
     """
 
@@ -216,16 +216,16 @@ class VolumeSettings:
         return np.array(values, np.uint8 if min(values) >= 0 and max(values) < 256 else np.int32)
 
     def normalisation_of(self, channel: int) -> Normalisation:
-        """Of channel 0, 1, ..."""
+        """Normalisation of channel 0, 1, ..."""
         return self.by_channel[channel].normalisation if self.by_channel else self.normalisation
 
     def name_of(self, channel: int) -> str:
-        """Of channel 0, 1, ..., for messages."""
+        """Name of channel 0, 1, ..., for messages."""
         return f"channel {self.by_channel[channel].name if self.by_channel else channel}"
 
     @property
     def swaps(self) -> list[tuple[int, int]]:
-        """Numbers of the labels that change places when left and right do."""
+        """Numbers of the labels to swap when left and right are mirrored."""
         number = {name: place for place, name in enumerate(self.label_names, 1)}
         return [(number[one], number[other]) for one, other in self.symmetric]
 

@@ -1,6 +1,6 @@
 """Random changes of training samples with TorchIO (Pérez-García et al., 2021).
 
-TorchIO has (C, W, H, D) where medi3d has (C, D, H, W): axes are turned here, by views, and
+TorchIO has (C, W, H, D) where medi3d has (C, D, H, W): axes are permuted here, as views, and
 nowhere else. Everything random comes from torch's global RNG.
 """
 
@@ -16,32 +16,32 @@ from medi3d.errors import ConfigError
 Sample = Mapping[str, Any]
 Group = list[tuple[float, Any, dict[str, Any]]]  # probability, TorchIO class, its keywords
 FLIP_AXES = {"left-right": "LR", "anterior-posterior": "AP", "inferior-superior": "IS"}
-"""Our names for the axes -> TorchIO's."""
+"""medi3d's names for the axes -> TorchIO's."""
 
 PROBABILITIES = ("affine", "elastic", "flip", "bias_field", "gamma", "blur", "noise")
 
 
 @dataclass(frozen=True)
 class AugmentationSettings:
-    """What is changed in a training sample, how often and how far (config section).
+    """Random changes of a training sample, their probability and size (config section).
 
-    Probabilities are by sample; 0 switches a change off. Intensities are taken as normalised:
+    Probabilities are per sample; 0 switches a change off. Intensities are assumed to be normalised:
     `noise_std` is in units of the normalised image.
 
     Attributes:
         affine: Probability of a rotation and scaling in mm about the patch's centre.
         rotation: Largest angle about each axis, in degrees.
-        scale: Largest change of size along each axis, as a part: 0.1 is 0.9 to 1.1.
-        in_plane: Rotate, scale and deform within the slices only, as is right where they are thick: turned
-            out of its plane, a thick slice would be interpolated from far apart.
+        scale: Largest change of size along each axis, as a fraction: 0.1 is 0.9 to 1.1.
+        in_plane: Rotate, scale and deform only within the slices, for thick slices: a rotation out of plane
+            would interpolate between distant slices.
         elastic: Probability of an elastic deformation (the most expensive change).
         displacement: Largest shift of a control point in mm, on a grid of 7 x 7 x 7.
         flip: Probability of a mirroring along each of `flip_axes`.
         flip_axes: Of left-right, anterior-posterior, inferior-superior. None by default: bodies are
-            not symmetric. Labels of a left and a right organ change places (`data.symmetric`).
-        bias_field: Probability of a smooth change of brightness, as coils in MR cause it.
+            not symmetric. Labels of left and right organs are swapped (`data.symmetric`).
+        bias_field: Probability of a smooth change of brightness, as MR coils cause.
         bias_magnitude: Largest coefficient of its polynomial of third order.
-        gamma: Probability of a gamma correction, made on intensities brought to [0, 1].
+        gamma: Probability of a gamma correction, on intensities scaled to [0, 1].
         log_gamma: Largest logarithm of the exponent: 0.3 is 0.74 to 1.35.
         blur: Probability of a Gaussian blur.
         blur_std: Its largest deviation in mm.
@@ -86,10 +86,10 @@ def build_augmentation(
 ) -> Callable[[Sample], dict[str, Any]]:
     """A function from a sample to a changed one.
 
-    `swaps` are pairs of labels that change places when left and right do.
+    `swaps` are pairs of labels to swap when left and right are mirrored.
 
     It takes "image" (C, D, H, W) float32, "label" (1, D, H, W) uint8 if there is one, and
-    "spacing", (depth, height, width) in mm (1 mm if absent), and leaves its input as it is.
+    "spacing", (depth, height, width) in mm (1 mm if absent), and does not change its input.
     """
     return _Augmentation(settings, swaps)
 
@@ -121,9 +121,9 @@ class _Augmentation:
 
 
 def _transforms(settings: AugmentationSettings) -> tuple[list[tuple[float, Any]], list[Any], list[Any]]:
-    """Of space, each with its probability, of contrast (for images in [0, 1]) and of texture.
+    """Transforms of space, each with its probability, of contrast (for images in [0, 1]) and of texture.
 
-    Maps of labels are made for those of space, so it must be known before whether there is one.
+    Those of space need label maps, so it must be known beforehand whether one of them applies.
     """
     import torchio as tio
 
@@ -135,7 +135,7 @@ def _transforms(settings: AugmentationSettings) -> tuple[list[tuple[float, Any]]
     if settings.in_plane:
         scales, degrees, displacement = (grow, grow, 0.0), (0.0, 0.0, turn), (shift, shift, 0.0)
     spatial: Group = [
-        # Beyond the border comes the mean of the border: black corners would never be met again.
+        # Padded with the mean of the border: no scan has black corners.
         (
             settings.affine,
             tio.RandomAffine,
@@ -164,11 +164,11 @@ def _transforms(settings: AugmentationSettings) -> tuple[list[tuple[float, Any]]
 
 
 def to_torchio(sample: Sample) -> Any:
-    """A TorchIO subject of a sample's "image" and "label", whichever it has; "spacing" in mm, (D, H, W)."""
+    """A TorchIO subject with a sample's "image", "label" or both; "spacing" in mm, (D, H, W)."""
     import torchio as tio
 
     depth, height, width = (float(side) for side in sample.get("spacing", (1, 1, 1)))
-    # Our arrays run to left and posterior; TorchIO's world is RAS. Its axis names are true this way.
+    # medi3d's arrays run to left and posterior; TorchIO's world is RAS. This makes its axis names right.
     affine = np.diag([-width, -height, depth, 1.0])
     images: dict[str, Any] = {}
     if "image" in sample:
@@ -179,7 +179,7 @@ def to_torchio(sample: Sample) -> Any:
 
 
 def _flip(subject: Any, axes: Sequence[str], swaps: Sequence[tuple[int, int]]) -> Any:
-    """Mirrored along the named axes; a left organ then lies on the right, and is named so."""
+    """Mirror along the named axes; a left organ then lies on the right, and is relabelled."""
     import torchio as tio
 
     if not axes:
@@ -195,9 +195,9 @@ def _flip(subject: Any, axes: Sequence[str], swaps: Sequence[tuple[int, int]]) -
 
 
 def _one_hot(subject: Any) -> list[int]:
-    """A map for each label that is there, for linear interpolation; which labels these are, background first.
+    """A map for each label that is present, for linear interpolation; and these labels, background first.
 
-    Turned by nearest neighbour, a label leaves its image: on Hippocampus their Dice is 0.966.
+    With nearest-neighbour rotation, a label drifts from its image: on Hippocampus their Dice is 0.966.
     """
     if "label" not in subject:
         return []
@@ -208,7 +208,7 @@ def _one_hot(subject: Any) -> list[int]:
 
 
 def _arg_max(subject: Any, values: Sequence[int]) -> None:
-    """Back to one map; beyond the border all maps are 0, which is the background.
+    """Join the maps into one; beyond the border all maps are 0, which is background.
 
     Map after map: `argmax` over the first axis took two thirds of the time of a sample.
     """
@@ -227,7 +227,7 @@ def turn(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _on_unit_range(subject: Any, transforms: list[Any]) -> Any:
-    """Gamma and bias field act on what a scanner measures, which is never negative.
+    """Apply gamma and bias field to intensities in [0, 1]: a scanner's values are never negative.
 
     On [-1, 1] TorchIO's gamma would bend the contrast at 0, in the middle of the tissue, and a
     bias field would brighten what is above 0 and darken what is below.

@@ -1,6 +1,6 @@
-"""What self-supervised pretraining takes away from a volume, to be restored: masked cubes, Models Genesis.
+"""Corruptions for self-supervised pretraining, which the network restores: masked cubes, Models Genesis.
 
-Images are `(C, D, H, W)` in [-1, 1]; every function gives a new tensor and draws from torch's global RNG.
+Images are `(C, D, H, W)` in [-1, 1]; every function returns a new tensor and draws from torch's global RNG.
 
 Models Genesis: Zhou et al. 2019 (MICCAI, arXiv:1908.06912), with the rates and sizes of its reference code
 (MrGiovanni/ModelsGenesis, `pytorch/utils.py` and `config.py`).
@@ -20,15 +20,15 @@ BLOCKS_AT_MOST, NEXT_BLOCK = 5, 0.95
 
 
 def mask_cubes(image: Tensor, side: int, share: float) -> tuple[Tensor, Tensor]:
-    """Hide random cubes of a grid that lies anywhere.
+    """Hide random cubes of a grid with a random offset.
 
     Args:
         image: `(C, D, H, W)`.
-        side: of a cube, in voxels.
-        share: of the cubes that are hidden, 0 to 1; at least one is hidden and one is left.
+        side: side of a cube, in voxels.
+        share: fraction of the cubes that are hidden, 0 to 1; at least one is hidden and one is left.
 
     Returns:
-        The image, each channel's mean in place of what is hidden, and the mask `(1, D, H, W)`, 1 where
+        The image, with each channel's mean in the hidden voxels, and the mask `(1, D, H, W)`, 1 where
         hidden.
     """
     shape = image.shape[1:]
@@ -45,7 +45,7 @@ def mask_cubes(image: Tensor, side: int, share: float) -> tuple[Tensor, Tensor]:
 
 
 def shuffle_locally(image: Tensor) -> Tensor:
-    """Voxels change places inside of small blocks, up to a tenth of the image along each axis.
+    """Shuffle voxels inside small blocks, up to a tenth of the image along each axis.
 
     The reference moves 10,000 single blocks, which meet each voxel of its 64×64×32 images about twice; here
     two tilings with blocks of random size do the same in two steps, for images of any size.
@@ -57,7 +57,7 @@ def shuffle_locally(image: Tensor) -> Tensor:
 
 
 def _shuffle_blocks(image: Tensor, sides: Sequence[int]) -> Tensor:
-    """Shuffle the voxels of each block of a tiling; what does not fill a block at the far end stays."""
+    """Shuffle the voxels of each block of a tiling; voxels of incomplete blocks at the far end stay."""
     depth, height, width = (size // side for size, side in zip(image.shape[1:], sides, strict=True))
     a, b, c = sides
     whole = image[:, : depth * a, : height * b, : width * c]
@@ -71,7 +71,7 @@ def _shuffle_blocks(image: Tensor, sides: Sequence[int]) -> Tensor:
 
 
 def bend_intensities(image: Tensor) -> Tensor:
-    """Intensities through a random Bézier curve from black to white; in half of the draws it may fall."""
+    """Map intensities by a random Bézier curve from black to white; in half of the draws it may fall."""
     points = np.array([[0.0, 0.0], *torch.rand(2, 2).double().tolist(), [1.0, 1.0]])
     t = np.linspace(0, 1, 1000)[:, None]
     weights = np.hstack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])
@@ -84,7 +84,7 @@ def bend_intensities(image: Tensor) -> Tensor:
 
 
 def paint_in(image: Tensor) -> Tensor:
-    """Noise in up to five blocks inside of the image, a sixth to a third of it along each axis."""
+    """Noise in up to five blocks inside the image, a sixth to a third of it along each axis."""
     image = image.clone()
     for _ in range(_blocks()):
         block = _block(image, [_between(size // 6, size // 3) for size in image.shape[1:]])
@@ -93,7 +93,7 @@ def paint_in(image: Tensor) -> Tensor:
 
 
 def paint_out(image: Tensor) -> Tensor:
-    """Noise everywhere but in up to five blocks, each about half of the image along each axis."""
+    """Noise everywhere except in up to five blocks, each about half of the image along each axis."""
     painted = _noise(image)
     for _ in range(max(1, _blocks())):
         sides = [size - _between(3 * size // 7, 4 * size // 7) for size in image.shape[1:]]
@@ -115,7 +115,7 @@ def _between(low: int, high: int) -> int:
 
 
 def _block(image: Tensor, sides: Sequence[int]) -> tuple[slice, ...]:
-    """A place for a block, three voxels from the border where there is room."""
+    """A position for a block, three voxels from the border where there is room."""
     size: Triple = (image.shape[1], image.shape[2], image.shape[3])
     rooms = [extent - side for extent, side in zip(size, sides, strict=True)]
     starts = [_start(room) for room in rooms]

@@ -1,4 +1,4 @@
-"""Patches of one size out of volumes of any size, more often than not around what is labelled."""
+"""Cut patches of one size from volumes of any size, preferably around labelled voxels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,14 +9,14 @@ from medi3d.axes import to_triple
 from medi3d.errors import ConfigError, ShapeError
 
 PLACES = 10_000
-"""Voxels of each label that are remembered, for patches around what is labelled."""
+"""Most voxels of each label that are kept, as centres of patches."""
 
 
 def sample_patch(sample: Mapping[str, Any], size: Sequence[int], foreground: float) -> dict[str, Any]:
     """Cut a random patch out of a sample; all other entries are passed on.
 
-    Where the volume is smaller than the patch it lies at a random place inside: the image is
-    continued by its border voxels, the label by background. Everything is drawn from torch's RNG.
+    A volume smaller than the patch is placed in it at random: the image is padded with its border
+    voxels, the label with background. Everything is drawn from torch's RNG.
 
     Args:
         sample: "image" (C, D, H, W) and, if there is one, "label" (1, D, H, W); "places", the voxels of
@@ -49,7 +49,7 @@ def sample_patch(sample: Mapping[str, Any], size: Sequence[int], foreground: flo
 
 
 def cut_patch(sample: Mapping[str, Any], size: Sequence[int], centre: Sequence[int]) -> dict[str, Any]:
-    """Cut the patch around a voxel, as far as the volume reaches; beyond it, as in `sample_patch`.
+    """Cut the patch around a voxel, shifted to stay within the volume; padded as in `sample_patch`.
 
     Args:
         sample: "image" (C, D, H, W), "label" (1, D, H, W), or both; all other entries are passed on.
@@ -78,7 +78,7 @@ def _start_around(voxel: int, length: int, side: int) -> int:
 
 
 def _labelled_voxel(sample: Mapping[str, Any]) -> list[int]:
-    """Of a label that is present, each as likely; empty where none is."""
+    """The voxels of a random label among those present; empty if there is none."""
     voxels = sample["places"] if "places" in sample else labelled_voxels(sample["label"])
     present = torch.tensor([float(len(some) > 0) for some in voxels])
     if not present.any():
@@ -88,11 +88,11 @@ def _labelled_voxel(sample: Mapping[str, Any]) -> list[int]:
 
 
 def labelled_voxels(label: torch.Tensor, at_most: int | None = None) -> list[torch.Tensor]:
-    """Places (depth, height, width) of the voxels of label 1, 2, ...: int16 tensors (n, 3).
+    """Positions (depth, height, width) of the voxels of label 1, 2, ...: int16 tensors (n, 3).
 
     Args:
         label: (1, D, H, W).
-        at_most: Of each label, so many at equal distances in memory; None: all.
+        at_most: Most voxels of each label, evenly spaced in memory; None: all.
     """
     found = label[0].nonzero()  # one pass over the volume; the labelled part of it is small
     values = label[0][tuple(found.T)]
@@ -103,7 +103,7 @@ def labelled_voxels(label: torch.Tensor, at_most: int | None = None) -> list[tor
 
 
 def _cut(tensor: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
-    """The patch as memory of its own; a memory-mapped file is read where the patch lies, not elsewhere."""
+    """A copy of the patch; of a memory-mapped file only the patch is read."""
     inside = [(max(f, 0), min(f + s, n)) for f, s, n in zip(start, size, tensor.shape[1:], strict=True)]
     patch = tensor[:, *(slice(low, high) for low, high in inside)]
     if patch.shape[1:] == tuple(size):

@@ -1,4 +1,4 @@
-"""Endless, repeatable training samples: sample number i depends on the seed and on i, on nothing else.
+"""Endless, repeatable training samples: sample number i depends only on the seed and on i.
 
 Training draws sample numbers 0, 1, 2, ... Which case a number means, and every random decision made for it,
 follow from `(seed, number)` alone. So neither the number of worker processes, nor the number of training
@@ -20,12 +20,12 @@ Sample = dict[str, Any]
 """Keys "image" `(C, D, H, W)`, "label" and "name"; a volume also has "spacing" in mm, (D, H, W)."""
 
 BATCH_KEYS = ("image", "label", "name")
-"""What of a sample goes into a batch."""
+"""The keys of a sample that go into a batch."""
 
 
 @contextlib.contextmanager
 def seeded(*words: int) -> Iterator[None]:
-    """Inside, the generators of torch, NumPy and Python follow from `words`; after it they are as before."""
+    """Seed the generators of torch, NumPy and Python with `words`; restore them afterwards."""
     state = np.random.SeedSequence(words).generate_state(2, np.uint32)
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - TorchIO and others use it
     with torch.random.fork_rng(devices=[]):
@@ -42,16 +42,16 @@ def seeded(*words: int) -> Iterator[None]:
 class TrainingStream(Dataset):
     """Training samples by number.
 
-    Number i stands in epoch `i // len(items)`; each epoch visits every item once, in its own order.
+    Number i belongs to epoch `i // len(items)`; each epoch visits every item once, in its own order.
 
     Args:
         items: the cases, whatever `load` understands.
         load: item -> sample, without randomness (it may be cached).
-        transform: sample -> sample, random: patch, augmentation. It must not write into what it is given.
-        seed: of the order and of all that is random.
+        transform: sample -> sample, random: patch, augmentation. It must not write into its input.
+        seed: of the order and of all random draws.
 
     Raises:
-        DataError: there is no item.
+        DataError: `items` is empty.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class TrainingStream(Dataset):
 class StreamBatches(Sampler[list[int]]):
     """The sample numbers of each step, for one of `ranks` processes.
 
-    Step s holds the numbers `[s * batch_size, (s + 1) * batch_size)`; rank r takes every `ranks`-th of them
-    from r on, so that the processes together see what one process would see.
+    Step s has the numbers `[s * batch_size, (s + 1) * batch_size)`; rank r takes every `ranks`-th of them
+    from r on, so that all processes together see the samples that one process would.
 
     Raises:
         ConfigError: `batch_size` is not divisible by the number of processes.
@@ -105,7 +105,7 @@ class StreamBatches(Sampler[list[int]]):
 
 
 class MemoryCache:
-    """`load` that remembers what it read, up to a number of bytes; cases beyond it are read each time.
+    """Cache the results of `load` up to a number of bytes; cases beyond it are read each time.
 
     Fill it before worker processes are started: forked workers share its memory.
     """
@@ -115,7 +115,7 @@ class MemoryCache:
         self._samples: dict[Any, Sample] = {}
 
     def __call__(self, item: Any) -> Sample:
-        """The sample of `item`; its tensors are shared between calls, so nobody may write into them."""
+        """The sample of `item`; its tensors are shared between calls and must not be written to."""
         if item in self._samples:
             return dict(self._samples[item])
         sample = self._load(item)
@@ -143,7 +143,7 @@ def training_loader(stream: TrainingStream, batches: StreamBatches, workers: int
 
 
 class _Loaded(Dataset):
-    """`items` through `load`, one by one."""
+    """The items, loaded one by one."""
 
     def __init__(self, items: Sequence[Any], load: Callable[[Any], Sample]):
         self.items, self.load = items, load
@@ -156,5 +156,5 @@ class _Loaded(Dataset):
 
 
 def validation_loader(items: Sequence[Any], load: Callable[[Any], Sample]) -> DataLoader:
-    """Whole cases, one a batch, for their sizes differ."""
+    """Load whole cases, one per batch, since their sizes differ."""
     return DataLoader(_Loaded(items, load), batch_size=1, collate_fn=collate)

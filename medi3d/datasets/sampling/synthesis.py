@@ -1,7 +1,7 @@
-"""Images drawn from label maps: each label gets an intensity at random, so no contrast is learned by heart.
+"""Draw images from label maps: each label gets a random intensity, so networks learn no fixed contrast.
 
 After SynthSeg (Billot et al. 2023, doi:10.1016/j.media.2023.102789): the map is moved, each label drawn from
-its own Gaussian (TorchIO's `RandomLabelsToImage`), then blurred, shaded and bent like a scan.
+its own Gaussian (TorchIO's `RandomLabelsToImage`), then blur, bias field and gamma make it look like a scan.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,10 +23,10 @@ MEAN, DEVIATION = (0.1, 0.9), (0.01, 0.1)
 def build_synthesis(settings: AugmentationSettings) -> Callable[[Mapping[str, Any]], tuple[Tensor, Tensor]]:
     """A function from a label map to an image of it.
 
-    It takes a sample with "label" `(1, D, H, W)` uint8, any values, and "spacing" in mm, and gives the image
-    `(1, D, H, W)` float32 in [-1, 1] and the map as it was moved, of the same shape, uint8. The rotation,
-    scaling, bias field, gamma, blur and noise of `settings` are used; labels are moved by nearest neighbour,
-    before there is an image, so image and map agree exactly.
+    It takes a sample with "label" `(1, D, H, W)` uint8, any values, and "spacing" in mm, and returns the
+    image `(1, D, H, W)` float32 in [-1, 1] and the transformed map, of the same shape, uint8. The rotation,
+    scaling, bias field, gamma, blur and noise of `settings` are used; labels are resampled by nearest
+    neighbour before the image is drawn, so image and map agree exactly.
     """
     return _Synthesis(settings)
 

@@ -284,7 +284,7 @@ def test_listed_clips_that_are_gone_are_skipped_only_if_asked_for(listed, caplog
     gone = Path(settings.root).parent / "b.mp4"
     gone.unlink()
     assert [clip.name for clip in read_clip_list(settings).clips] == ["a"]
-    assert f"skipped: {gone} is listed but not there" in caplog.text
+    assert f"skipped: {gone} is listed but missing" in caplog.text
 
 
 def test_nothing_left_after_skipping_is_an_error(listed):

@@ -140,7 +140,7 @@ def test_turns_are_those_that_ffmpeg_reports(encode, name):
 
 
 def test_a_skewed_clip_is_refused(write_clip):
-    with pytest.raises(DataError, match="no multiple of 90 degrees"):
+    with pytest.raises(DataError, match="not a multiple of 90 degrees"):
         read_frames(with_matrix(write_clip(), (0.7, 0.7, -0.7, 0.7)))
 
 

@@ -93,7 +93,7 @@ def test_hmdb51_lists_say_training_test_or_neither(files, split, training, held)
 
 def test_an_hmdb51_line_without_its_number_is_refused(files):
     root = files({"wave_test_split1.txt": "a.avi 3\n"})
-    with pytest.raises(DataError, match=r"'a\.avi 3' is no clip with 0, 1 or 2"):
+    with pytest.raises(DataError, match=r"'a\.avi 3' is not a clip followed by 0, 1 or 2"):
         read_clip_list(ClipSettings(str(root / "*_test_split1.txt")))
 
 
@@ -124,7 +124,7 @@ def test_kinetics_clips_that_are_gone_from_the_net_are_skipped_if_asked(files, c
     (root := files(KINETICS), (root / "videos" / "x.mkv").unlink())
     settings = ClipSettings(str(root / "train.csv"), str(root / "videos"), skip_damaged=True)
     assert len(read_clip_list(settings).clips) == 2
-    assert "x_000003_000013.mp4 is listed but not there" in caplog.text
+    assert "x_000003_000013.mp4 is listed but missing" in caplog.text
 
 
 @pytest.mark.parametrize(

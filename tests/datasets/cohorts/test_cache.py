@@ -91,7 +91,7 @@ def test_filling_names_each_bad_case_and_keeps_the_good(case, settings, tmp_path
 
 def test_a_folder_that_cannot_be_written_is_one_error(case, settings, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cache cannot be written"):
+    with pytest.raises(DataError, match="cannot be written"):
         load_cached(case, replace(settings, cache=str(tmp_path / "file" / "cache")))
 
 

@@ -127,7 +127,7 @@ BAD_LABELS = {
     "other spacing": (label_of(LABEL, AFFINE @ np.diag([1.1, 1, 1, 1])), "not on the grid"),
     "mirrored": (label_of(LABEL, AFFINE @ np.diag([-1, 1, 1, 1])), "not on the grid"),
     "4D": (label_of(np.stack([LABEL] * 2, -1)), "4D"),
-    "2D": (label_of(LABEL[..., 0]), "3D image is due"),
+    "2D": (label_of(LABEL[..., 0]), "expected a 3D image"),
     "complex": (label_of(LABEL.astype(np.complex64)), "plain numbers"),
     "colours": (label_of(np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])), "colours"),
     "not there": (lambda folder: folder / "label.nii", "no such file"),

@@ -79,8 +79,8 @@ BAD = {
     "no ending": ({"file_ending": None}, "file_ending is None"),
     "pictures": ({"file_ending": ".png"}, "'.png'"),
     "another number": ({"numTraining": 4}, "numTraining is 4, but there are 3"),
-    "one channel": ({"channel_names": {"0": "T1"}}, "liver_10: has the channels 0000, 0001; 1 are due"),
-    "three channels": ({"channel_names": {"0": "a", "1": "b", "2": "c"}}, "3 are due"),
+    "one channel": ({"channel_names": {"0": "T1"}}, "liver_10: has the channels 0000, 0001; expected 1"),
+    "three channels": ({"channel_names": {"0": "a", "1": "b", "2": "c"}}, "expected 3"),
     "dataset without images": ({"dataset": {"ten": {"label": "x"}}}, "images"),
     "another ending": ({"file_ending": ".nrrd"}, "there are 0"),
 }

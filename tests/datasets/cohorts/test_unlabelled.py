@@ -92,7 +92,7 @@ def test_a_map_is_numbered_and_cut(folder):
 
 def test_an_image_is_no_map(folder):
     settings = settings_of(folder / "a.nii.gz")
-    with pytest.raises(DataError, match="no whole numbers"):
+    with pytest.raises(DataError, match="other than whole numbers"):
         load_map(volumes(settings, maps=True)[0], settings)
 
 

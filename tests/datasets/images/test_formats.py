@@ -35,5 +35,5 @@ def test_detached_voxels_belong_to_the_content(tmp_path, name, header, voxels):
 @pytest.mark.parametrize("place", ["/etc/services", "../other.raw", "sub/a.raw"])
 def test_voxels_outside_of_the_folder_are_refused(tmp_path, place):
     (tmp_path / "a.mhd").write_text(MHD.format(place))
-    with pytest.raises(DataError, match="beside the header"):
+    with pytest.raises(DataError, match="must be in the header's folder"):
         content_files(tmp_path / "a.mhd")

@@ -60,7 +60,7 @@ def test_a_window_beyond_a_channel_is_reported(write_nifti, caplog):
         ({"by_channel": [ChannelSettings("PET", "PET")]}, "modality is 'MR'"),
         ({"nan": "zero"}, "nan is 'zero': refuse or background"),
         ({"missing_channels": "copy"}, "missing_channels is 'copy': refuse or zeros"),
-        ({"modality": "CT"}, "for CT: HU have a meaning"),
+        ({"modality": "CT"}, "for CT: its values are in HU"),
     ],
 )
 def test_settings_that_contradict_each_other(change, words):
