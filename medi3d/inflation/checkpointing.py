@@ -1,8 +1,8 @@
-"""Activations computed again in the backward pass instead of kept: memory for time, to the last bit.
+"""Activation checkpointing: activations recomputed in the backward pass instead of kept, bit-identical.
 
 Sublinear memory: Chen et al. 2016 (arXiv:1604.06174). `torch.utils.checkpoint` does the work, once for each
-block of a network. Put around a block of an inflated network by hand it would compute it again without
-knowing how many volumes there are, and in any network it would move the statistics of batch norms twice.
+block of a network. Used by hand around a block of an inflated network, it would recompute the block without
+knowing the number of volumes. In any network it would update batch-norm statistics twice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,19 +19,19 @@ from medi3d.inflation.fold import resumed, running_calls
 from medi3d.inflation.rules.base import adopt
 
 _KERNEL_DIMENSIONS = 2
-"""From so many axes on a parameter is one of a layer that maps channels to channels."""
+"""Parameters with at least this many axes belong to layers that map channels to channels."""
 
 
 def checkpoint_activations(network: nn.Module, enabled: bool = True) -> nn.Module:
-    """Keep of each block only its input, and compute it again in the backward pass; in place.
+    """Keep only the input of each block and recompute the block in the backward pass; in place.
 
     Gradients, running statistics and random draws are those of plain training. Blocks are the residual,
     Inception or transformer blocks of the network, found by how its modules nest; without gradients, and in
-    networks that are compiled or exported, they run as they are. It costs about one more forward pass.
+    networks that are compiled or exported, they run unchanged. The cost is about one more forward pass.
 
     Args:
         network: an encoder, segmenter or classifier.
-        enabled: False: keep activations again.
+        enabled: False turns checkpointing off.
 
     Returns:
         The network itself.
@@ -42,7 +42,7 @@ def checkpoint_activations(network: nn.Module, enabled: bool = True) -> nn.Modul
     found = blocks(network)
     if not found:
         raise SourceError(
-            f"{type(network).__name__} has no blocks of layers: there is nothing to compute again by blocks"
+            f"{type(network).__name__} has no blocks of layers, so there is nothing to recompute"
         )
     for block in found:
         if not isinstance(block, CheckpointedBlock):
@@ -52,17 +52,17 @@ def checkpoint_activations(network: nn.Module, enabled: bool = True) -> nn.Modul
 
 
 class CheckpointedBlock(nn.Module):
-    """A block whose activations are computed again in the backward pass."""
+    """A block whose activations are recomputed in the backward pass."""
 
     checkpointed: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the block."""
+        """Run the block, checkpointed where gradients are recorded."""
         forward = super().forward
         if not self.checkpointed or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return forward(*args, **kwargs)
         calls = running_calls()
-        given, structure = tree_flatten((args, kwargs))  # a list may grow behind the block, as DenseNet's
+        given, structure = tree_flatten((args, kwargs))  # a list may grow later (DenseNet)
         versions = _versions(given)
 
         def run(*given: Any) -> Any:
@@ -77,20 +77,20 @@ class CheckpointedBlock(nn.Module):
         if _versions(given) != versions:
             name = type(self).__name__.removeprefix("CheckpointedBlock_")
             raise SourceError(
-                f"{name} changes its input in place, so it cannot be computed again: train without "
+                f"{name} changes its input in place, so it cannot be recomputed: train without "
                 "checkpoint_activations, or with the layer's inplace=False"
             )
         return out
 
 
 def _versions(values: Sequence[Any]) -> list[int]:
-    """How often each tensor has been changed in place."""
+    """Version counter of each tensor: the number of its in-place changes."""
     return [value._version for value in values if isinstance(value, Tensor)]
 
 
 @contextmanager
 def _again(block: nn.Module) -> Iterator[None]:
-    """While a block is computed a second time: running statistics end as they were."""
+    """Around the recomputation of a block: restore its running statistics afterwards."""
     before = [
         (module, name, buffer, buffer.clone())
         for module in block.modules()
@@ -102,14 +102,14 @@ def _again(block: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, name, buffer, values in before:
-            buffer.data.copy_(values)  # by data: what autograd has kept of it is not out of date
+            buffer.data.copy_(values)  # .data keeps the version: tensors saved by autograd stay valid
             module._buffers[name] = buffer
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """The modules to compute again each on its own: the smallest around several layers, or one where alone.
+    """The modules to checkpoint: the smallest that hold several layers, or a single layer where it is alone.
 
-    Stages, and whatever else holds a list of such modules, are taken apart.
+    Stages and other modules that hold a list of such modules are split into its items.
     """
     found: dict[int, nn.Module] = {}
 
@@ -127,7 +127,7 @@ def blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def _taken_apart(module: nn.Module) -> bool:
-    """Whether it never runs as a whole, or is or holds a list of modules of several layers each."""
+    """Whether the module never runs as a whole, or is or holds a list of modules with several layers each."""
     return (
         isinstance(module, fx.GraphModule)
         or _runs_no_code(module)

@@ -17,7 +17,7 @@ class LevelReport:
     max_rel_error: float
     """Worst over depth positions, depth padded by replication."""
     border_rel_error: float
-    """At the first and last depth position, with the padding that the plan itself has."""
+    """At the first and last depth position, with the plan's own padding."""
 
 
 @dataclass
@@ -26,23 +26,24 @@ class ExactnessReport:
 
     levels: list[LevelReport] = field(default_factory=list)
     mixes_depth: bool = False
-    """Whether a position depends on slices beside its own, on either side, with these weights.
+    """Whether a position depends on slices before or after its own, with these weights.
 
-    Measured by changing a slice; parameters that the 2D network has too are random where they were constant.
+    Measured with a volume whose slices change; parameters shared with the 2D network are randomised where
+    they were constant.
     """
     can_mix_depth: bool = False
     """Whether it would with random values in parameters that the 2D network lacks or has in another shape.
 
-    Kernels with all in the middle tap, a k×1×1 convolution that starts as identity and an attention over
-    depth that ends at zero mix nothing yet; training lets them.
+    Kernels with all weight in the middle tap, a k×1×1 convolution that starts as identity and an attention
+    over depth whose last layer is zero do not mix slices until they are trained.
     """
     size: int | tuple[int, int] = 0
     """Height and width of the images in pixels; one number where they are equal."""
     depth: int = 0
     seconds: float = 0.0
-    """What the whole proof took."""
+    """Duration of the whole proof."""
     forward_seconds: float = 0.0
-    """What the one forward of the 2D network and the one of the 3D network took of it."""
+    """Time within `seconds` spent in the forward passes that are compared: one 2D, one 3D."""
     failure: str = ""
     """Empty, or the first module that differs and how."""
 

@@ -1,8 +1,8 @@
-"""Where a network family takes its steps along depth: a table, by the module that defines the family.
+"""Where each network family steps along depth: tables keyed by the module that defines the family.
 
 Most networks step along depth where they step in-plane. Some read the batch size at one point and
-use it at another, so that a step in between would silently mix slices: the tables say so, and the
-proof holds them to account.
+use it at another, so a step in between would silently mix slices. The tables list these families, and the
+proof checks the result.
 """
 
 from collections.abc import Callable
@@ -34,11 +34,11 @@ PACING: dict[str, Pacing] = {
 }
 
 HOISTED = {"timm.layers.hybrid_embed.HybridEmbed", "timm.models.xcit.ConvPatchEmbed"}
-"""Stems of many layers, all of whose steps are taken between the entry and the first other layer."""
+"""Stems of many layers whose steps all move to the network's entry, see `rules.tubelet.hoist`."""
 
 HELD: dict[str, Callable[[Any], bool]] = {
     "timm.models.cpubone.ConvAttention": lambda layer: True,
-    # its last stage gives tokens, which the network reshapes by the batch size of the stage before
+    # its last stage returns tokens, which the network reshapes with the previous stage's batch size
     "timm.models.efficientformer.EfficientFormerStage": lambda stage: any(
         type(block).__name__ == "Flat" for block in stage.blocks
     ),
@@ -50,8 +50,8 @@ HELD: dict[str, Callable[[Any], bool]] = {
 }
 """Layers that shrink keys, values or windows between reading the batch size and using it: no step inside.
 
-By the full name of their class, with what must hold for the layer. Those that also shrink their output
-are in `rules.stepping`.
+From the full name of the class to a condition on the layer. Layers that also shrink their output are in
+`rules.stepping`.
 """
 
 
@@ -70,7 +70,7 @@ def _names(layer: nn.Module) -> list[str]:
 
 
 def pacing_of(network: nn.Module) -> Pacing:
-    """The strictest pacing of the families whose networks it is made of; a borrowed block does not count."""
+    """The strictest pacing of the network and the networks inside it; borrowed blocks do not count."""
     networks = [m for m in network.modules() if m is network or hasattr(m, "forward_intermediates")]
     found = {PACING.get(type(m).__module__, "natural") for m in networks}
     return "none" if "none" in found else "entry" if "entry" in found else "natural"

@@ -13,7 +13,7 @@ from medi3d.inflation.proof_inputs import folded_network, proof_volumes
 
 
 def first_difference(flat: nn.Module, deep: nn.Module, images: tuple[Tensor, Tensor], depth: int) -> str:
-    """The first module, in the order of execution, whose output is not the 2D one."""
+    """The first module, in the order of execution, whose output differs from the 2D output."""
     inner = folded_network(deep)
     expected: dict[str, Tensor] = {}
     with _recording(flat, expected):
@@ -33,7 +33,7 @@ def first_difference(flat: nn.Module, deep: nn.Module, images: tuple[Tensor, Ten
             continue
         if inner is not deep:
             slices = output.unflatten(0, (batch, -1))
-        else:  # depth of a network that is 3D by birth may be pooled away
+        else:  # a natively 3D network may pool depth away
             slices = output.movedim(2, 1) if output.dim() == 5 else output.unsqueeze(1)
         if slices[:, 0].shape != reference.shape:
             return (
@@ -69,7 +69,7 @@ def _recording(network: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]
 
 
 def refuse_if_out_of_memory(error: Exception) -> None:
-    """Too little memory says nothing about exactness: never let it look like a difference."""
+    """Raise `ResourceError` if memory ran out, so that this is not reported as a difference."""
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         raise ResourceError(
             f"too little memory for the proof ({first_line(error)}): "

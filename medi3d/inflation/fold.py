@@ -3,13 +3,13 @@
     (B, C, D, H, W)  ─fold─►  (B·D, C, H, W)  ─unmodified 2D code─►  (B·D', C', H', W')  ─unfold─►
 
 Every line of the 2D network that is not a convolution, pool or resampling acts on each slice
-alone, and is right as it stands. Where depth matters, the only thing a layer must know is B: then
+alone, and is correct unchanged. Where depth matters, a layer only needs to know B: then
 D = N / B at any point, also after a stride along depth. In channels-last memory folding and
 unfolding are views and cost nothing.
 
-B belongs to one call of the network in one thread, so calls at the same time do not see each other.
-A layer that runs outside of a call has no B and says so. That is what happens where something else than
-`medi3d.checkpoint_activations` runs a part of the network again in the backward pass.
+B belongs to one call of the network in one thread, so concurrent calls do not see each other.
+A layer that runs outside of a call has no B and raises `ShapeError`. This happens if anything other than
+`medi3d.checkpoint_activations` reruns a part of the network in the backward pass.
 """
 
 import threading
@@ -24,17 +24,17 @@ from medi3d.errors import ShapeError
 
 
 class Call(NamedTuple):
-    """What the layers of a network must know of the volumes that are running through it."""
+    """What the layers of a network need to know about the volumes running through it."""
 
     batch: int
     height: int = 0
-    """Of the volumes, in voxels."""
+    """Height of the volumes, in voxels."""
     depth: int = 0
-    """Of the volumes, in slices."""
+    """Depth of the volumes, in slices."""
     caller: Any = None
     """The module whose calls of functions are spread along depth at this point, see `FunctionalCalls`."""
     survey: Any = None
-    """Follows strides while the network is surveyed, see `reach`."""
+    """Records strides while the network is surveyed, see `reach`."""
     slices: int = 0
     """Slices of a volume where a layer's own tensors hide them, see `WindowRule` and `counting`."""
     items: int = 0
@@ -54,13 +54,13 @@ _running = _Running()
 
 
 def running_calls() -> Mapping[int, Call]:
-    """The calls that are running in this thread: for `resumed`."""
+    """The calls that are running in this thread, for `resumed`."""
     return _running.calls
 
 
 @contextmanager
 def resumed(calls: Mapping[int, Call]) -> Iterator[None]:
-    """While active, these calls run in this thread: a part of them is computed again."""
+    """While active, these calls run in this thread, so that parts of them can be recomputed."""
     before, now = _running.calls, _backward_pass()
     _running.calls = {key: call._replace(backward=now) for key, call in calls.items()}
     try:
@@ -74,7 +74,7 @@ def _backward_pass() -> int:
 
 
 class Fold:
-    """What all layers of one network share: its tubelets, and the way to the call that they run in."""
+    """What all layers of one network share: its tubelet size and access to the running call."""
 
     def __init__(self) -> None:
         self.tubelet = 1
@@ -85,26 +85,26 @@ class Fold:
         """The call that is running in this thread.
 
         Raises:
-            ShapeError: there is none, or it is not this part of it that runs.
+            ShapeError: no call is running, or the backward pass reruns a part of one.
         """
         call = _running.calls.get(id(self))
         if call is None or (not torch.compiler.is_compiling() and call.backward != _backward_pass()):
             raise ShapeError(
                 "a layer of an inflated network runs outside of the network's forward, where the number of "
-                "volumes is unknown: run the whole network; to compute activations again in the backward "
-                "pass use medi3d.checkpoint_activations(network), not a checkpoint inside of it"
+                "volumes is unknown: run the whole network; to recompute activations in the backward pass "
+                "use medi3d.checkpoint_activations(network), not a checkpoint inside of it"
             )
         return call
 
     @property
     def caller(self) -> Any:
-        """Of the call that is running; None where none is."""
+        """`caller` of the running call; None if no call is running."""
         call = _running.calls.get(id(self))
         return None if call is None else call.caller
 
     @property
     def batch(self) -> int:
-        """Volumes of the call that is running."""
+        """Number of volumes in the running call."""
         return self.call.batch
 
     @contextmanager
@@ -119,7 +119,7 @@ class Fold:
 
     @contextmanager
     def folded(self, volume: Tensor) -> Iterator[Tensor]:
-        """While active, `volume` runs through the network: `(B, C, D, H, W)`, given folded."""
+        """While active, `volume` `(B, C, D, H, W)` runs through the network; yields it folded."""
         slices = self.fold(volume)
         batch, _, depth, height, _ = volume.shape
         call = Call(batch, height, depth, backward=_backward_pass())
@@ -127,20 +127,20 @@ class Fold:
             yield slices
 
     def calling(self, caller: Any) -> AbstractContextManager[None]:
-        """While the code of `caller` runs: the module whose calls of functions are spread along depth."""
+        """While active, the code of `caller` runs: its function calls are spread along depth."""
         return self.running(self.call._replace(caller=caller))
 
     def quiet(self) -> AbstractContextManager[None]:
-        """While a rule runs its 2D layer: calls of functions are left alone."""
+        """While active, function calls are left alone; for a rule that runs its 2D layer."""
         return self.calling(None)
 
     def surveyed(self, survey: Any) -> AbstractContextManager[None]:
-        """While strides are followed through the network, see `reach`."""
+        """While active, `survey` records strides through the network, see `reach`."""
         return self.running(self.call._replace(survey=survey))
 
     @contextmanager
     def counting(self, slices: int) -> Iterator[None]:
-        """While a layer runs whose tensors hide how many slices there are."""
+        """While active, layers whose tensors hide the number of slices find it in the call."""
         with self.running(self.call._replace(slices=slices)):
             yield
 
@@ -179,7 +179,7 @@ class Fold:
             if output.dim() == 0 or output.shape[0] % batch:
                 raise ShapeError(
                     f"the 2D network returned {tuple(output.shape)} for a batch of {batch} volumes: "
-                    "it mixes the batch, and its slices cannot be told apart"
+                    "it mixes the batch, so slices cannot be separated"
                 )
             return output.unflatten(0, (batch, -1)).movedim(1, 2)
         if isinstance(output, dict):

@@ -1,7 +1,7 @@
 """Which image sizes a 2D network takes, and volumes brought to one of them.
 
 Transformers come with position embeddings for one size, pyramids with branches that meet only where a size
-divides. What a network takes is found by running a copy of it on torch's meta device, where tensors have
+divides. The sizes are found by running a copy of the network on torch's meta device, where tensors have
 shapes and no contents: nothing is computed.
 """
 
@@ -19,7 +19,7 @@ from medi3d.errors import ShapeError
 from medi3d.inflation.tracing import IMAGE_SIZES, input_channels, own_sizes
 
 MULTIPLES = (1, 2, 4, 7, 8, 14, 16, 28, 32, 56, 64, 128)
-"""What height and width may have to be divisible by; 7 and 14 are patches and windows of transformers."""
+"""Candidate divisors of height and width; 7 and 14 are patches and windows of transformers."""
 
 DEPTH_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -29,7 +29,7 @@ _LEAST = (8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192)
 
 @dataclass(frozen=True)
 class ImageSizes:
-    """The sizes that a network takes: multiples from `least` on, or squares of `only` pixels."""
+    """The sizes that a network takes: multiples of `multiple` from `least` up, or `only` × `only` pixels."""
 
     multiple: int = 1
     least: int = 1
@@ -64,7 +64,7 @@ class ImageSizes:
 
 
 def dry_twin(network: nn.Module) -> nn.Module:
-    """A copy on the meta device, in evaluation mode: it gives shapes, at no cost. It normalises nothing."""
+    """A copy on the meta device, in evaluation mode and without normaliser: it gives shapes at no cost."""
     tensors = [*network.parameters(), *network.buffers()]
     twin: Any = copy.deepcopy(network, {id(t): _without_content(t) for t in tensors}).eval()
     if getattr(twin, "normaliser", None) is not None:
@@ -78,17 +78,17 @@ def _without_content(tensor: Tensor) -> Tensor:
 
 
 def find_sizes(net2d: nn.Module, built_for: int | None = None) -> ImageSizes | None:
-    """The image sizes that `net2d` takes; None: it takes none, or nothing is known.
+    """The image sizes that `net2d` takes; None: it takes none, or they are unknown.
 
-    A size counts if the maps grow with it: some networks scale every image to their own size. Of one that
-    does not say which that is, nothing is known.
+    A size counts if the maps grow with it, because some networks scale every image to their own size. If
+    such a network does not report that size, its sizes are unknown.
 
     Args:
         net2d: takes `(N, C, H, W)`.
-        built_for: height and width of the images that it was built for, in pixels; None: as it tells.
+        built_for: height and width of the images that it was built for, in pixels; None: as it reports.
     """
     own = own_sizes(net2d) if built_for is None else [built_for]
-    for network in (dry_twin(net2d), copy.deepcopy(net2d).eval()):  # some do not run without contents
+    for network in (dry_twin(net2d), copy.deepcopy(net2d).eval()):  # some cannot run on the meta device
         for side in dict.fromkeys([*own, *IMAGE_SIZES]):
             for channels in dict.fromkeys((input_channels(net2d), 3)):
                 shapes = _shapes_of(network, channels)
@@ -130,7 +130,7 @@ def _sizes(shapes: "Shapes", known: int) -> ImageSizes:
 
 
 def find_depth_multiple(encoder: nn.Module, sizes: ImageSizes, known: int) -> int:
-    """What the number of slices must be divisible by, for branches to meet."""
+    """The divisor that the number of slices must have for branches to meet."""
     side = sizes.only or _up(known, sizes.multiple)
 
     def takes(slices: int) -> bool:
@@ -142,7 +142,7 @@ def find_depth_multiple(encoder: nn.Module, sizes: ImageSizes, known: int) -> in
 def dry_run(encoder: nn.Module, size: Sequence[int]) -> list[torch.Size] | None:
     """Shapes of an encoder's maps for one volume of (depth, height, width); None: it does not take it.
 
-    Nothing is computed, but for an encoder that does not run without contents.
+    Nothing is computed, unless the encoder cannot run on the meta device.
     """
     for twin in (dry_twin(encoder), encoder):
         declared: Any = twin
@@ -180,9 +180,9 @@ def _outputs(network: nn.Module, x: Tensor) -> list[torch.Size] | None:
 
 
 def _grows(own: list[torch.Size], shapes: Shapes, known: int, multiple: int) -> bool:
-    """Whether it takes odd multiples, of unequal height and width, with maps larger to the same extent.
+    """Whether it takes odd multiples, of unequal height and width, with maps that grow in proportion.
 
-    Without padding they grow by more: what is lost at the borders does not.
+    Without padding they grow by more, because the loss at the borders is constant.
     """
     odd = (3 * known // 2) // multiple | 1
     height, width = odd * multiple, (odd + 2) * multiple

@@ -8,7 +8,7 @@ arXiv:1705.07750): repeat a k×k kernel N times along the new axis and divide by
         └───┘            └───┘  └───┘  └───┘
 
 so that a volume made of one slice repeated (a *boring* volume) gives in 3D what the slice gives
-in 2D. Any *profile* of taps that sums to one keeps this law; 1/N each is only the best known.
+in 2D. Any *profile* of taps that sums to one keeps this law; 1/N each is the best known.
 """
 
 from typing import Literal
@@ -35,8 +35,8 @@ PROFILES: dict[str, Exactness] = {
 
 mean: 1/N in each tap (I3D). centre: everything in the middle tap. factorised: the 2D kernel as
 1×k×k, then a k×1×1 convolution that starts as identity (P3D: Qiu et al. 2017, arXiv:1711.10305;
-R(2+1)D: Tran et al. 2018, arXiv:1711.11248). The others are rivals for comparisons. repeat: 1 in
-each tap, the known mistake, answers N times too large. acs: each third of the output channels has
+R(2+1)D: Tran et al. 2018, arXiv:1711.11248). The others are baselines for comparisons. repeat: 1 in
+each tap, the known mistake, with outputs N times too large. acs: each third of the output channels has
 its 2D kernels in another plane (Yang et al. 2021, arXiv:1911.10477), so most of them never see the
 plane that they were trained for.
 """
@@ -46,8 +46,8 @@ def depth_profile(taps: int, profile: str = "mean") -> Tensor:
     """Weights of the `taps` depth taps, shape `(taps,)`, float64. They sum to 1 except for `repeat`.
 
     Raises:
-        PlanError: unknown profile, one that is not a row of weights (`factorised`, `acs`), or fewer
-            than one tap.
+        PlanError: the profile is unknown or is not a vector of weights (`factorised`, `acs`), or `taps` is
+            below 1.
 
     >>> depth_profile(3, "centre")
     tensor([0., 1., 0.], dtype=torch.float64)
@@ -85,10 +85,10 @@ def inflate_kernel(weight: Tensor, taps: int, profile: str = "mean") -> Tensor:
 
 
 def _carry_rounding(weight: Tensor, taps: int, dtype: torch.dtype) -> list[Tensor]:
-    """Taps that sum to the 2D kernel (float64) to the last bit, though w/N is rounded in each of them.
+    """Taps that sum to the 2D kernel (float64) to the last bit, although w/N is rounded in each of them.
 
-    What rounding lost is a few units in the last place of one tap, so the middle tap can carry it;
-    where that crosses a power of two and is rounded again, the first tap takes the rest.
+    The rounding error is a few units in the last place of one tap, so the middle tap can carry it.
+    Where that sum crosses a power of two and is rounded again, the first tap takes the rest.
     """
     share = (weight / taps).to(dtype)
     middle = weight.sub(share, alpha=taps - 1).to(dtype)
@@ -117,14 +117,14 @@ def place_in_planes(weight: Tensor) -> Tensor:
     before, after = middle, size - 1 - middle
     groups = []
     for plane, group in enumerate(weight.tensor_split(3)):
-        padding = [0] * 6  # width, height, depth; the axis across the plane is the one to fill up
+        padding = [0] * 6  # width, height, depth: pad the axis across the plane
         padding[2 * (2 - plane)], padding[2 * (2 - plane) + 1] = before, after
         groups.append(torch.nn.functional.pad(group.unsqueeze(2 + plane), padding))
     return torch.cat(groups)
 
 
 def collapse_kernel(weight: Tensor) -> Tensor:
-    """The 2D kernel with the same answer on boring volumes: the sum over depth taps.
+    """The 2D kernel with the same output on boring volumes: the sum over depth taps.
 
     `(O, I, kD, kH, kW)` -> `(O, I, kH, kW)`. Undoes `inflate_kernel` for every profile that sums to one.
     """
@@ -134,11 +134,11 @@ def collapse_kernel(weight: Tensor) -> Tensor:
 def resize_depth(weight: Tensor, taps: int) -> Tensor:
     """Give a 3D kernel another number of depth taps: `(O, I, kD, kH, kW)` -> `(O, I, taps, kH, kW)`.
 
-    The law: the sum over depth is kept, so a volume that is constant along depth gives what it gave.
-    The kernel is taken as a bar over its extent. More taps cut the same bar into thinner slices
-    (1 -> N is the profile `mean`); fewer taps are the least-squares undoing of that (N -> 1 is the
-    sum, 3 -> 5 -> 3 gives back the kernel). This changes what a volume that varies along depth
-    gives: it is for weights whose depth kernel does not fit, by name, and never done in silence.
+    The law: the sum over depth is kept, so the output for a volume that is constant along depth is kept.
+    The kernel is seen as a bar over its extent. More taps cut the same bar into thinner slices
+    (1 -> N is the profile `mean`). Fewer taps are the least-squares inverse (N -> 1 is the
+    sum, 3 -> 5 -> 3 returns the kernel). This changes the output for volumes that vary along depth:
+    it is for weights whose depth kernel does not fit, by name, and is never done silently.
 
     Raises:
         ShapeError: `weight` is not 5-D.
@@ -157,7 +157,7 @@ def resize_depth(weight: Tensor, taps: int) -> Tensor:
 
 
 def _thinner_slices(have: int, taps: int) -> Tensor:
-    """Share of each of `have` slices that falls to each of `taps` slices of the same bar: `(taps, have)`."""
+    """Share of each of `have` slices that falls in each of `taps` slices of the same bar: `(taps, have)`."""
     edges = torch.arange(taps + 1, dtype=torch.float64) * have / taps
     old = torch.arange(have, dtype=torch.float64)
     start = torch.maximum(edges[:-1, None], old)
@@ -169,7 +169,7 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     """Give a first kernel `(O, I, ...)` another number of input channels, `(O, channels, ...)`.
 
     The law: `channels` copies of one grey image give what I copies of it gave. One channel takes
-    the sum over I; with more channels than I they are repeated in turn and divided by how often.
+    the sum over I. With more channels than I, kernels repeat in turn, divided by the number of copies.
 
     Raises:
         ShapeError: `channels` is below 1.

@@ -1,8 +1,8 @@
-"""Networks that are 3D by birth, proven like inflated ones: their depth padding, replicated for a while.
+"""Natively 3D networks in the proof: depth is temporarily padded by replication.
 
 Libraries pad depth with zeros, as they pad height and width. That spoils boring volumes at both ends,
 whatever the kernels are. To prove the kernels alone, the same number of slices is added before each layer
-by repeating its end slices, and the layer is told to pad in-plane only.
+by repeating its end slices, and the layer's own padding is set to in-plane only.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ Padding = tuple[int, ...]
 
 @contextmanager
 def replicated_depth(network: nn.Module) -> Iterator[bool]:
-    """Let the 3D layers of `network` pad depth by replication for a while; gives whether any pads at all.
+    """While active, the 3D layers of `network` pad depth by replication; yields whether any layer pads depth.
 
     `nn.Conv3d`, `nn.AvgPool3d` and `nn.ConstantPad3d` are known. Max-pools pad with minus infinity, which
-    no maximum ever takes, so they need nothing.
+    is never the maximum, so they need no change.
     """
     with ExitStack() as undo:
         changed = False

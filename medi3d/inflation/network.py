@@ -39,7 +39,7 @@ class InflatedLayer:
     name: str
     kernel_2d: tuple[int, int]
     kernel_3d: tuple[int, int, int]
-    """Along depth 0 stands for all slices (attention)."""
+    """Along depth, 0 means all slices (attention)."""
     stride_3d: tuple[int, int, int]
     padding: str
     rule: str
@@ -47,7 +47,7 @@ class InflatedLayer:
 
 @dataclass
 class InflationReport:
-    """What `inflate` did, and the proof of it."""
+    """The result of `inflate`, with its proof."""
 
     plan: KernelPlan
     profile: str
@@ -58,7 +58,7 @@ class InflationReport:
     exact_by_nature: bool
     """False for a profile or plan that cannot equal the 2D network on boring volumes."""
     exact_on: Exactness = "boring"
-    """Volumes on which every layer with depth equals its 2D layer: any, boring ones, or never (any more)."""
+    """Volumes on which every layer with depth equals its 2D layer; never if profile or training broke it."""
     source: str = ""
     weights: dict[str, Any] = field(default_factory=dict)
 
@@ -93,16 +93,16 @@ class Inflated(nn.Module):
 
     Feature maps `(B·D', C, H', W')` of the 2D network come out as `(B, C, D', H', W')`, vectors as
     `(B, C, D')`. `network` is the 2D network with rules in place of some layers; parameters keep
-    their names, kernels have one axis more.
+    their names, and kernels have one more axis.
     """
 
     report: InflationReport
     normaliser: nn.Module | None
-    """From the data's range and channels to those that the weights expect; the proof is without it."""
+    """Maps the data's range and channels to those that the weights expect; the proof leaves it out."""
     sizes: ImageSizes | None
-    """What the 2D network takes: other volumes are padded, and maps cropped; None: nothing is known."""
+    """Sizes that the 2D network takes: other volumes are padded, and maps cropped; None: unknown."""
     built_for: int | None
-    """Height and width of the images for which the 2D network was built (`build_source`); None: its own."""
+    """Height and width of the images that `build_source` built the 2D network for; None: its default."""
 
     def __init__(
         self,
@@ -162,23 +162,23 @@ class Inflated(nn.Module):
         return outputs if padded is volume else self._cropped(outputs, volume.shape[DEPTH:])
 
     def fit_to(self, sizes: ImageSizes | None) -> None:
-        """Pad volumes to these sizes of the 2D network from now on, and depth to what its branches need."""
+        """From now on, pad volumes to these sizes, and depth to the multiple that branches need."""
         self.sizes = None
         if sizes is None:
             return
-        if sizes.only is not None:  # the sizes of its maps never change: they tell the strides
+        if sizes.only is not None:  # its maps have fixed sizes, which give the strides
             self.levels[:] = [_at_only_size(level, sizes.only) for level in self.levels]
         multiple = find_depth_multiple(self, sizes, self.traced_size)
         self.sizes = replace(sizes, depth_multiple=multiple)
 
     def _cropped(self, outputs: Any, size: Sequence[int]) -> Any:
-        """Maps of a padded volume without the positions that lie wholly in the padding."""
+        """Maps of a padded volume without the positions that lie entirely in the padding."""
         if not isinstance(outputs, list):
             return outputs
         return [_crop(x, size, level.stride) for x, level in zip(outputs, self.levels, strict=True)]
 
     def run_folded(self, slices: Tensor) -> Any:
-        """The folded 2D network alone: what `Fold.fold` gives, to what `Fold.unfold` takes."""
+        """Run the folded 2D network alone, on what `Fold.fold` returns; the result goes to `Fold.unfold`."""
         if not self.calls:
             return self.network(slices)
         caller = Caller(self.own_calls)
@@ -186,14 +186,14 @@ class Inflated(nn.Module):
             return self.network(slices)
 
     def rules(self) -> dict[str, Rule]:
-        """Every layer, and every call of a function, that works along depth, by its path."""
+        """Every layer and function call that works along depth, by its path."""
         layers = {path: layer for path, layer in self.network.named_modules() if isinstance(layer, Rule)}
         calls: Any = zip(self.call_paths, self.calls, strict=True)
         return {**layers, **dict(calls)}
 
 
 def _at_only_size(level: Level, size: int) -> Level:
-    """The level with strides as its map tells them where no rule saw a step (a slice `[::2]`, a reshape)."""
+    """The level with strides from its map's size where no rule saw a step (a slice `[::2]`, a reshape)."""
     told = [
         step if extent is None or size / extent < 1.75 * step else round(size / extent)
         for step, extent in zip(level.stride[1:], level.extents, strict=True)
@@ -215,7 +215,7 @@ def inflate(
     allow_inexact: bool = False,
     size: int | tuple[int, int] | None = None,
 ) -> Inflated:
-    """Turn a 2D network into a 3D one with the same answers on boring volumes, and prove it.
+    """Turn a 2D network into a 3D one with the same outputs on boring volumes, and prove it.
 
     The given network is not changed. The result has `.report`.
 
@@ -225,13 +225,13 @@ def inflate(
         profile: how a kernel is spread over its taps, see `kernels.PROFILES`.
         in_channels: channels of the volumes, if not those of the images. One channel takes the sum
             of the RGB kernels.
-        allow_inexact: return a network that failed the proof all the same, with its report.
+        allow_inexact: return the network with its report even if it fails the proof.
         size: height and width of the images of the proof, in pixels, one number if they are equal; None: the
             smallest square that `net2d` takes.
 
     Raises:
-        InexactError: the 3D network does not equal the 2D one; names the first module that differs. Or
-            its layers' steps along depth are not those that its outputs show.
+        InexactError: the 3D network does not equal the 2D one (names the first module that differs), or
+            its layers' steps along depth disagree with the depth of its outputs.
         SourceError: `net2d` takes no image, has nothing to inflate, or cannot be copied.
         PlanError: the plan or the profile is unknown, or names a layer that does not exist.
     """
@@ -253,15 +253,15 @@ def inflate(
 
 
 def _check_depth_strides(inflated: Inflated) -> None:
-    """Hold the strides along depth that the rules tell against the depth of the proof's outputs."""
+    """Check the strides along depth that the rules report against the depth of the proof's outputs."""
     if any(rule.depth.padding == "valid" for rule in inflated.rules().values()):
-        return  # they round
+        return  # without padding, output depths are not depth / stride
     found = inflated.report.exactness
     for number, (level, shown) in enumerate(zip(inflated.levels, found.levels, strict=True), start=1):
         if not 1 / 1.75 < shown.stride[0] / level.stride[0] < 1.75:
             raise InexactError(
                 f"level {number} of {type(inflated.network).__name__} has one position for "
-                f"{shown.stride[0]} slices of {found.depth}, where its layers step by {level.stride[0]}: its "
+                f"{shown.stride[0]} slices of {found.depth}, but its layers step by {level.stride[0]}: its "
                 "stride along depth is not known"
             )
 
@@ -274,7 +274,7 @@ def prove(
 
 
 def describe(inflated: Inflated, exactness: ExactnessReport | None = None) -> InflationReport:
-    """The report of an inflated network, kept as `inflated.report`; without a proof it says so."""
+    """The report of an inflated network, kept as `inflated.report`; unproven without `exactness`."""
     rules = list(inflated.rules().values())
     kinds = [rule.exact_on for rule in rules]
     inflated.report = InflationReport(
@@ -298,7 +298,7 @@ def build(
     in_channels: int | None = None,
     size: int | tuple[int, int] | None = None,
 ) -> tuple[Inflated, Trace]:
-    """Inflate without the proof: for `inflate`, and for artifacts, which are verified on demand."""
+    """Inflate without the proof, for `inflate` and for artifacts, which are verified on demand."""
     if in_channels is not None and in_channels < 1:
         raise ShapeError(f"a network needs at least 1 input channel, not {in_channels}")
     name, net2d = type(net2d).__name__, baked(net2d)
@@ -360,7 +360,7 @@ def _with_rules(
         rule.train(layer.training)
         for parent, name in uses[layer]:
             setattr(parent, name, rule)
-        for child, places in _uses(rule).items():  # a rule may have taken layers over
+        for child, places in _uses(rule).items():  # layers may now be inside a rule
             uses.setdefault(child, []).extend(places)
         network = rule if layer is network else network
         rule.settle(network, path)
@@ -370,7 +370,7 @@ def _with_rules(
 def _with_calls(
     network: nn.Module, plan: KernelPlan, profile: str, seen: Trace, fold: Fold, pacing: NetworkPacing
 ) -> dict[str, Rule]:
-    """Rules for calls of functions, which the modules that make them are told of."""
+    """Rules for function calls, registered with the modules that make the calls."""
     rules: dict[str, Rule] = {}
     by_module: dict[str, dict[tuple[str, int], Rule]] = {module: {} for module in seen.callers}
     for path, call in seen.calls.items():
@@ -385,17 +385,17 @@ def _with_calls(
 
 
 def _keep_tie(layer: nn.Module, rule: Rule, tied: dict[int, tuple[nn.Parameter, nn.Parameter]]) -> None:
-    """Let layers that share one kernel share the inflated one too, if it has as many taps in both."""
+    """Let layers that share one kernel share the inflated one too, if both have equal numbers of taps."""
     kernel, inflated = getattr(layer, "weight", None), getattr(rule, "weight", None)
     if layer is rule or not isinstance(kernel, nn.Parameter) or not isinstance(inflated, nn.Parameter):
         return
-    _, first = tied.setdefault(id(kernel), (kernel, inflated))  # the kernel too: its id must stay taken
+    _, first = tied.setdefault(id(kernel), (kernel, inflated))  # keep the kernel: its id must stay unique
     if first.shape == inflated.shape:
         rule.weight = first
 
 
 def _uses(network: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
-    """Where each module hangs, as parent and name: several places, where it is used in several."""
+    """Every place of each module, as parent and name; shared modules have several."""
     uses: dict[nn.Module, list[tuple[nn.Module, str]]] = {module: [] for module in network.modules()}
     for parent in network.modules():
         for name, child in parent._modules.items():

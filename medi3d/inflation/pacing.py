@@ -1,4 +1,4 @@
-"""Where the layers of one network step along depth: the tables of `families`, laid over its modules."""
+"""Where the layers of one network step along depth: the tables of `families`, applied to its modules."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ class NetworkPacing:
                 self.hoisted.add(path)
 
     def of(self, path: str) -> Pacing:
-        """Whether the layer at `path` steps: natural, or none."""
+        """Pacing of the layer at `path`: natural, or none."""
         if any(path != block and within(path, block) for block in self.held):
             return "none"
         at_entry = any(within(path, stem) for stem in self.hoisted | self.tubelets)
@@ -39,7 +39,7 @@ class NetworkPacing:
 
 
 def paced(layer: DepthLayer, geometry: LayerGeometry, pacing: Pacing) -> DepthLayer:
-    """The layer's depth settings where the family takes no step here: patches then stay in their slice."""
+    """The layer's depth settings under `pacing`: without a step, patches stay in their slice."""
     if pacing == "natural" or layer.stride == 1:
         return layer
     patches = geometry.kernel == geometry.stride

@@ -25,15 +25,15 @@ Statistics = Literal["slice", "volume"]
 Kind = Literal["conv", "max_pool", "avg_pool", "resample", "upsample", "attention", "statistics", "other"]
 
 ALL_SLICES = 0
-"""`DepthLayer.kernel` of attention over all slices."""
+"""`DepthLayer.kernel` for attention over all slices."""
 
 I3D_FPS = 25.0
-"""Frames per second at which I3D reads its clips, and for which its plan was chosen."""
+"""Frame rate of I3D's clips, for which its plan was chosen."""
 
 
 @dataclass(frozen=True)
 class LayerGeometry:
-    """What a layer does in-plane, measured when the 2D network ran once."""
+    """What a layer does in-plane, measured in one run of the 2D network."""
 
     path: str
     kind: Kind
@@ -41,14 +41,14 @@ class LayerGeometry:
     stride: tuple[int, int]
     dilation: tuple[int, int] = (1, 1)
     in_plane_stride: float = 1.0
-    """Voxels of the network's input that one voxel of this layer's input stands for."""
+    """Pixels of the network's input per pixel of this layer's input."""
     ordinal: int = 0
-    """How many layers of the same kind ran before this one."""
+    """Number of layers of the same kind that ran before this one."""
 
 
 @dataclass(frozen=True)
 class DepthLayer:
-    """What a layer does along depth: taps, step, dilation (slices) and padding; for some, more."""
+    """A layer along depth: taps, stride, dilation (slices) and padding; attention and statistics."""
 
     kernel: int = 1
     stride: int = 1
@@ -69,7 +69,7 @@ class Override:
     attention_form: AttentionForm | None = None
     statistics: Statistics | None = None
     optional: bool = False
-    """A plan for many networks may name layers that one of them lacks; otherwise that is an error."""
+    """Whether a network may lack the layer, in a plan for many networks; otherwise that is an error."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,16 @@ class KernelPlan:
     at the same place, which starts at zero (TimeSformer: Bertasius et al. 2021, arXiv:2102.05095).
     """
     statistics: Statistics = "slice"
-    """Over what squeeze-excitation, group norms and their like take means and variances.
+    """What squeeze-excitation, group norms and similar layers take means and variances over.
 
-    With divided attention also whose the class token is: each slice's, or the volume's (TimeSformer).
+    With divided attention, also whether each slice has a class token, or the volume has one (TimeSformer).
     """
     held_max_pools: int = 0
-    """The first so many max-pools neither look nor step along depth (I3D: 2)."""
+    """Number of leading max-pools with kernel and stride 1 along depth (I3D: 2)."""
     spacing: tuple[float, float, float] | None = None
-    """Voxel size (depth, height, width) in mm by which depth is held back; None: isotropic."""
+    """Voxel size (depth, height, width) in mm that decides how long depth is held back; None: isotropic."""
     fps: float | None = None
-    """Frames per second of clips for which time keeps I3D's pace in milliseconds; None: no clock."""
+    """Frame rate of the clips, to keep I3D's pace in milliseconds; None: no pacing by time."""
     overrides: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class KernelPlan:
         for key in ("kernel", "stride"):
             value = getattr(self, key)
             if value != "in-plane" and not (isinstance(value, int) and value >= 1):
-                raise PlanError(f"plan {self.name!r}: {key} is {value!r}; use 'in-plane' or a number from 1")
+                raise PlanError(f"plan {self.name!r}: {key} is {value!r}; use 'in-plane' or an integer >= 1")
         if self.padding not in ("replicate", "zeros"):
             raise PlanError(f"plan {self.name!r}: padding is {self.padding!r}; use 'replicate' or 'zeros'")
         if self.spacing is not None and not (
@@ -133,7 +133,7 @@ class KernelPlan:
         if reach == "all" and not windows:
             return
         if not (isinstance(reach, int) and reach >= 1 and (windows or reach % 2 == 1)):
-            fit = "a number from 1" if windows else "an odd number from 1, or 'all'"
+            fit = "an integer >= 1" if windows else "an odd integer >= 1, or 'all'"
             raise PlanError(f"plan {self.name!r}: attention is {reach!r}; use {fit}")
 
     @classmethod
@@ -169,13 +169,13 @@ class KernelPlan:
         """I3D's pacing in milliseconds, for clips of another frame rate; at 25 fps it is `video`.
 
         I3D (paper, sec. 2.5) lets one position span 80 ms at its first level, holds time there until
-        a position is 8 pixels wide, and ends at 320 ms for 32 pixels. At half the rate steps along
-        time are halved, at twice the rate doubled, as far as in-plane strides allow: by powers of
+        a position is 8 pixels wide, and ends at 320 ms for 32 pixels. At half the rate, steps along
+        time are halved; at twice the rate, they are doubled, within in-plane strides: by powers of
         two, and never more than in-plane. Kernels keep their taps where time is not held.
 
-        That is right where things move as many pixels in a millisecond as they do for I3D (224×224
-        pixels, scenes of people). Motion per pixel is what counts: for frames of half the width give
-        twice the rate, for motion half as fast likewise.
+        This assumes the motion of I3D's clips, in pixels per millisecond (224×224
+        pixels, scenes of people). For frames of half the width, or motion half as fast in pixels, give
+        twice the rate.
 
         Args:
             fps: frames per second of the clips.
@@ -221,7 +221,7 @@ class KernelPlan:
 
     @classmethod
     def named(cls, name_or_path: str | Path) -> "KernelPlan":
-        """The plan of that name (isotropic, video, planar), or the one in that YAML file.
+        """The plan with that name (isotropic, video, planar), or from that YAML file.
 
         Raises:
             PlanError: neither a name nor a file.
@@ -274,7 +274,7 @@ class KernelPlan:
             if not override.optional and not any(fnmatchcase(p, override.pattern) for p in paths):
                 known = ", ".join(paths[:5])
                 raise PlanError(
-                    f"plan {self.name!r} overrides {override.pattern!r}, but no layer is called so; "
+                    f"plan {self.name!r} overrides {override.pattern!r}, but no layer has that name; "
                     f"layers are {known}, ..."
                 )
 
@@ -288,7 +288,7 @@ class KernelPlan:
         return max(1, round(in_plane_stride / self._hold_factor()))
 
     def _hold_factor(self) -> int:
-        """In-plane stride from which on depth keeps pace: a power of two, 1 for isotropic voxels."""
+        """In-plane stride from which depth keeps pace: a power of two, 1 for isotropic voxels."""
         if self.spacing is None:
             return 1
         depth, height, width = self.spacing
@@ -309,7 +309,7 @@ class KernelPlan:
         if self.kernel != "in-plane":
             return min(self.kernel, in_plane)
         if geometry.in_plane_stride < self._hold_factor() * 0.99:
-            return stride  # held back: look no further than the step, which is 1 or starts to catch up
+            return stride  # held back: no kernel wider than the stride, which is 1 or starts to catch up
         held = self.fps is not None and stride < max(geometry.stride)
         if held and (geometry.kind != "conv" or geometry.kernel == geometry.stride):
             return stride  # a pool, or patches: I3D's 1×3×3
@@ -321,7 +321,7 @@ _SETTINGS: dict[Kind, tuple[str, ...]] = {
     "statistics": ("statistics",),
     "other": (),
 }
-"""What an override changes of layers that are neither convolution nor pool."""
+"""Settings that an override changes in layers that are neither convolution nor pool."""
 
 _CHOICES = {"attention_form": ("joint", "windows", "divided"), "statistics": ("slice", "volume")}
 
@@ -337,7 +337,7 @@ def _check_override(plan: str, override: Override) -> None:
     for key in ("kernel", "stride"):
         value = getattr(override, key)
         if value is not None and not (isinstance(value, int) and value >= 1):
-            raise PlanError(f"plan {plan!r}, {override.pattern!r}: {key} is {value!r}; use a number from 1")
+            raise PlanError(f"plan {plan!r}, {override.pattern!r}: {key} is {value!r}; use an integer >= 1")
     _check_choices(f"plan {plan!r}, {override.pattern!r}", override)
     if override.padding not in (None, "replicate", "zeros", "valid"):
         raise PlanError(

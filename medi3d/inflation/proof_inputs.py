@@ -1,4 +1,4 @@
-"""Networks and volumes made ready for the proof: float64, nothing hidden by zeros, deep enough."""
+"""Networks and volumes prepared for the proof: float64, nothing hidden by zeros, deep enough."""
 
 import copy
 from typing import Any
@@ -11,7 +11,7 @@ from medi3d.inflation.fold import Fold
 from medi3d.inflation.kernels import adapt_channels, inflate_kernel
 
 DEEPEST = 256
-"""Depth of the largest volume that a proof uses by itself, in slices."""
+"""Depth of the deepest volume that a proof chooses, in slices."""
 
 
 def in_double(network: nn.Module) -> nn.Module:
@@ -28,7 +28,7 @@ def _twin(tensor: Tensor) -> Tensor:
 def adapt_stems(flat: nn.Module, deep: nn.Module, precision: torch.dtype) -> None:
     """Give the 2D network the channels of the 3D one, so that it is compared with its own channel sums.
 
-    Done in the precision of the weights: in float32 a sum over RGB is rounded, once, in both.
+    The sum is taken in the precision of the weights: in float32 it is rounded once, in both networks.
     """
     source, target = _first_kernel_channels(flat), _first_kernel_channels(deep)
     twins = dict(folded_network(deep).named_parameters())
@@ -43,7 +43,7 @@ def adapt_stems(flat: nn.Module, deep: nn.Module, precision: torch.dtype) -> Non
 def proof_images(
     flat: nn.Module, deep: nn.Module, size: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Two different images for each network; grey where they still take different channels."""
+    """Two different images for each network; grey if their numbers of channels still differ."""
     source, target = _first_kernel_channels(flat), _first_kernel_channels(deep)
     if source != target:  # not adapted: the 2D network regroups its channels before its first convolution
         source = getattr(deep, "image_channels", source)
@@ -53,7 +53,7 @@ def proof_images(
 
 
 def proof_volumes(images: Tensor, depth: int) -> Tensor:
-    """Both images repeated along depth, and a volume that goes from one to the other: `(3, C, D, H, W)`."""
+    """Both images repeated along depth, and one that changes from first to second: `(3, C, D, H, W)`."""
     volumes = images[[0, 1, 0]].unsqueeze(2).repeat(1, 1, depth, 1, 1)
     volumes[2, :, edge(depth) :] = images[1].unsqueeze(1)
     return volumes
@@ -65,9 +65,9 @@ def edge(depth: int) -> int:
 
 
 def proof_depth(deep: nn.Module, images: Tensor) -> int:
-    """Twice the largest stride along depth, at least 8: as its rules tell, else found on a thin volume.
+    """Twice the largest stride along depth, at least 8: from its rules, else measured on 32 slices.
 
-    A network that goes back to the image's resolution has two positions where it is deepest, and an odd
+    A network that returns to the image's resolution gets two positions at its deepest level, and an odd
     depth, which it must restore.
     """
     deepest = 1
@@ -84,7 +84,7 @@ def proof_depth(deep: nn.Module, images: Tensor) -> int:
 def unhide(flat: nn.Module, deep: nn.Module, images: Tensor, generator: torch.Generator) -> None:
     """Add the same random numbers to corresponding parameters, so that no branch is multiplied by zero.
 
-    Adding, not setting: a parameter that differs between the networks still differs afterwards.
+    Values are added, not set, so a parameter that differs between the networks still differs afterwards.
     """
     twins = dict(folded_network(deep).named_parameters())
     layers: dict[str, Any] = dict(folded_network(deep).named_modules())
@@ -107,7 +107,7 @@ def unhide(flat: nn.Module, deep: nn.Module, images: Tensor, generator: torch.Ge
 
 
 def _calibrate(flat: nn.Module, deep: nn.Module, images: Tensor) -> None:
-    """Move batch-norm statistics to those of the images, by the same step in both networks."""
+    """Move batch-norm statistics to those of the images, by the same difference in both networks."""
     norms: dict[str, Any] = {
         name: module
         for name, module in flat.named_modules()
@@ -135,7 +135,7 @@ def folded_network(network: nn.Module) -> nn.Module:
 
 def _first_kernel_channels(network: nn.Module) -> int:
     known = getattr(network, "in_channels", None)
-    if folded_network(network) is network:  # the weights know better: a stem may have been adapted
+    if folded_network(network) is network:  # trust the weights: a stem may have been adapted
         for layer in network.modules():
             if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
                 return layer.weight.shape[1] * layer.groups
@@ -145,7 +145,7 @@ def _first_kernel_channels(network: nn.Module) -> int:
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """All tensors of an output, however it is nested."""
+    """All tensors of an output, at any nesting."""
     if isinstance(output, Tensor):
         return [output]
     if output is None:
@@ -157,5 +157,5 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 
 def feature_maps(deep: nn.Module, volumes: Tensor) -> list[Tensor]:
-    """Outputs of a 3D network; where depth is pooled away, `(B, C)` as one position `(B, C, 1)`."""
+    """Outputs of a 3D network; where depth is pooled away, `(B, C)` becomes one position, `(B, C, 1)`."""
     return [output.unsqueeze(2) if output.dim() == 2 else output for output in tensors_of(deep(volumes))]

@@ -3,7 +3,7 @@
 One slice runs through the network as a tensor that carries its *reach*: how many voxels of the
 input one position sees (the receptive field), and how many lie between neighbouring positions (the
 stride). Layers with a rule widen it by `(kernel − 1) · dilation · stride`; every other operation
-passes on the widest field of its inputs, and the smallest stride. Statistics over the whole slice
+keeps the widest field and the smallest stride of its inputs. Statistics over the whole slice
 (squeeze-excitation, global context, attention) see everything and are not counted.
 """
 
@@ -32,9 +32,9 @@ class Level:
     stride: Triple
     """Voxels of the input between neighbouring positions."""
     reach: Triple
-    """Voxels of the input that one position sees, layers with a rule counted."""
+    """Voxels of the input that one position sees, counting layers with a rule."""
     extents: tuple[int | None, int | None] = (None, None)
-    """Positions along height and width for the image that was measured; None: it is no map."""
+    """Positions along height and width for the measured image; None: not a map."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class _Reach:
     field: Triple = (1, 1, 1)
     step: Triple = (1, 1, 1)
     maps: dict[tuple[int, ...], "_Reach"] = dataclasses.field(default_factory=dict, compare=False, repr=False)
-    """The first map of each in-plane size, whatever made it: one table for a run."""
+    """The first map of each in-plane size, from any operation: one table for a run."""
 
     def through(self, rule: Rule, after: int | None = None) -> "_Reach":
-        """What a position of a layer's output sees; `after`: its stride along depth, where it is known."""
-        kernel = (max(rule.depth.kernel, 1), *rule.kernel_2d)  # attention over all slices has none
+        """The reach of a layer's output; `after`: its stride along depth, if known."""
+        kernel = (max(rule.depth.kernel, 1), *rule.kernel_2d)  # 0: attention over all slices
         stride = (rule.depth.stride, *rule.stride_2d)
         dilation = (rule.depth.dilation, *rule.dilation_2d)
         enlarges = rule.kind == "upsample"
-        if enlarges:  # of a transposed kernel every stride-th tap meets a position
+        if enlarges:  # every stride-th tap of a transposed kernel meets a position
             kernel = tuple(-(-k // s) for k, s in zip(kernel, stride, strict=True))  # type: ignore[assignment]
         seen = [
             f + (k - 1) * d * s for f, k, d, s in zip(self.field, kernel, dilation, self.step, strict=True)
@@ -62,7 +62,7 @@ class _Reach:
         return _Reach(tuple(seen), tuple(step), self.maps)  # type: ignore[arg-type]
 
     def join(self, other: "_Reach") -> "_Reach":
-        """Of two that meet in one operation: a coarser one (keys, a gate) serves the places of the finer."""
+        """Reach of two combined tensors: a coarser one (keys, a gate) adopts the finer stride."""
         return _Reach(
             tuple(map(max, self.field, other.field)),  # type: ignore[arg-type]
             tuple(map(min, self.step, other.step)),  # type: ignore[arg-type]
@@ -93,16 +93,16 @@ class _Carrier(Tensor):
         return tree_map(carry, result)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:  # type: ignore[override]
-        """A plain tensor: some networks keep what they computed."""
+        """Return a plain tensor: some networks keep tensors that they computed."""
         return self.detach().as_subclass(Tensor).clone()
 
 
 class _Survey:
-    """Follows strides and receptive fields through a run, and tells enlarging rules where they lead.
+    """Follows strides and receptive fields through a run, and sets the strides that enlarging rules restore.
 
-    An enlargement leads back to the resolution of the map that had its in-plane size before: that is the
-    stride along depth that it must restore, whatever the plan held back. Where no map had it, the plan's
-    own factor counts.
+    An enlargement restores the resolution of the earlier map with its in-plane size, and thus that map's
+    stride along depth, even where the plan held depth back. Without such a map, the plan's own factor
+    counts.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -111,8 +111,8 @@ class _Survey:
         self.strides: dict[tuple[int, ...], int] = {tuple(size): 1}
 
     def passed(self, rule: Rule, x: Any, output: Any) -> None:
-        """A rule has made `output` of `x`."""
-        if not hasattr(x, "reach"):  # positions are computed without the image
+        """Record that `rule` computed `output` from `x`."""
+        if not hasattr(x, "reach"):  # computed without the image, as positions are
             return
         parts = [part for part in tree_flatten(output)[0] if isinstance(part, _Carrier)]
         after = self._restored(rule, x, parts[0]) if isinstance(rule, EnlargingRule) and parts else None
@@ -132,7 +132,7 @@ class _Survey:
             planned = max(1, before // step) if ratio > 1 else before * step
             size = tuple(output.shape[-2:])
             first = x.reach.maps.get(size)
-            if first is not None and first is not x.reach:  # else this very enlargement made it
+            if first is not None and first is not x.reach:  # else this enlargement made it
                 planned = first.step[0]
             after = self.strides.get(size, planned)
         passage = (self.size[0] / x.shape[-2], before, after)
@@ -147,15 +147,15 @@ def measure_levels(
 ) -> tuple[list[Level], Triple]:
     """Channels, stride and receptive field of every output, and the largest stride inside along each axis.
 
-    Enlarging rules learn on the way which strides along depth they restore.
+    Enlarging rules record in the same run which strides along depth they restore.
 
     Args:
         inflated: has `network`, `run_folded`, `in_channels`, and rules for its layers with depth.
-        fold: of the network.
+        fold: the network's fold.
         size: height and width of an image that it takes, in pixels.
 
     Raises:
-        InexactError: it cannot run, for branches that should meet have different depths.
+        InexactError: the network cannot run, for example because branches that meet differ in depth.
     """
     declared: Any = inflated
     network: nn.Module = declared.network
@@ -164,7 +164,7 @@ def measure_levels(
     survey, slices = _Survey(size), _slices(rules, max(size))
     outputs = _run(declared, fold, rules, survey, slices)
     if slices < max(size) and any(_is_finer(output, size) for output in outputs):
-        # Enlarged where no rule saw it: whether depth is too, only a deep volume tells.
+        # Enlarged where no rule saw it: only a deep volume shows whether depth is too.
         slices = max(size)
         outputs = _run(declared, fold, rules, survey, slices)
     return [_level(output, size, slices) for output in outputs if output is not None], survey.deepest
@@ -189,7 +189,7 @@ def _run(declared: Any, fold: Fold, rules: list[Rule], survey: _Survey, slices: 
     except Exception as error:  # the network's own code may raise anything
         raise InexactError(
             f"the inflated network cannot run on {slices} slices: {first_line(error)}; do its branches "
-            "step alike along depth, and are there slices enough for layers without padding?"
+            "have equal strides along depth, and are there enough slices for layers without padding?"
         ) from error
     finally:
         network.train(training)
@@ -202,8 +202,8 @@ def _extents(output: Tensor) -> tuple[int | None, int | None]:
 
 
 def _is_finer(output: Any, size: tuple[int, int]) -> bool:
-    """Whether a map is finer than its layers tell."""
-    if not hasattr(output, "reach"):  # made beside the image: only its rows tell
+    """Whether a map is finer than its layers' strides imply."""
+    if not hasattr(output, "reach"):  # computed without the image: only its rows show
         return isinstance(output, Tensor)
     axes = zip(size, output.shape[2:4], output.reach.step[1:], strict=False)
     return any(measured_stride(whole, extent, step) < step for whole, extent, step in axes)
@@ -212,8 +212,8 @@ def _is_finer(output: Any, size: tuple[int, int]) -> bool:
 def _slices(rules: Sequence[Rule], size: int) -> int:
     """The number of slices on which a network can be measured.
 
-    One is enough, unless layers do not pad them: then twice as many as these see at most.
-    `size` of them fill a gigabyte for the head of I3D, with its 1024 channels.
+    One is enough, unless layers do not pad depth: then twice the number that these see, at most `size`.
+    `size` slices fill a gigabyte for the head of I3D, with its 1024 channels.
     """
     if not any(rule.depth.padding == "valid" for rule in rules):
         return 1
@@ -222,15 +222,15 @@ def _slices(rules: Sequence[Rule], size: int) -> int:
 
 
 def _level(output: Any, size: tuple[int, int], slices: int) -> Level:
-    """Of one output; what was made beside the image (a grid) has the stride of its size and sees nothing."""
+    """Level of one output; if made without the image (a grid), it has its size's stride and sees nothing."""
     reach: _Reach = getattr(output, "reach", _Reach())
     return Level(output.shape[1], _stride(output, reach, size, slices), reach.field, _extents(output))
 
 
 def _stride(output: Tensor, reach: _Reach, size: tuple[int, int], slices: int) -> Triple:
-    """The step of the rules along each axis, corrected by the size of the map where they saw another."""
+    """The rules' step along each axis, corrected where the size of the map shows a different one."""
     depth, height, width = reach.step
-    if slices > 1:  # of one volume, rows are slices
+    if slices > 1:  # with one volume, rows are slices
         depth = measured_stride(slices, output.shape[0], depth)
     if output.dim() >= 4:
         height = measured_stride(size[0], output.shape[2], height)
@@ -241,7 +241,8 @@ def _stride(output: Tensor, reach: _Reach, size: tuple[int, int], slices: int) -
 def measured_stride(size: int, extent: int, step: int) -> int:
     """Voxels per position of a map with `extent` positions for `size` voxels, where rules stepped by `step`.
 
-    Padding rounds the extent, so only a difference near two counts, and only on maps of some size.
+    Padding rounds the extent, so only a difference near a factor of two counts, and only on maps of 4
+    positions or more.
     """
     ratio = size / extent / step
     if extent < 4 or 1 / 1.75 < ratio < 1.75:

@@ -1,4 +1,4 @@
-"""What a user's network must be before it can be inflated; what is in the way is said in one line."""
+"""Requirements on a user's network before inflation; obstacles are reported in one line."""
 
 import copy
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from medi3d.inflation.rules import ConvRule, TransposedConvRule, find_rule, regi
 
 @torch.no_grad()
 def baked(net2d: nn.Module) -> nn.Module:
-    """The network itself, or a copy whose parametrized weights (weight and spectral norm) are plain ones.
+    """The network itself, or a copy whose parametrized weights (weight and spectral norm) are plain.
 
-    Values are those of evaluation: spectral norm makes no step of its power iteration.
+    Values are those of evaluation: spectral norm runs no power iteration.
     """
     if not any(_is_parametrized(module) for module in net2d.modules()):
         return net2d
@@ -44,14 +44,14 @@ def _is_parametrized(module: nn.Module) -> bool:
 
 def _bake(module: nn.Module) -> None:
     if parametrize.is_parametrized(module):
-        shared = type(module)  # the copy's class is the original's, and baking takes properties off it
+        shared = type(module)  # the original's class too, and baking removes properties from it
         own = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
         module.__class__ = type(shared.__name__, shared.__bases__, own)
         for name, originals in list(module.parametrizations.items()):  # type: ignore[operator,union-attr]
             trained = any(tensor.requires_grad for tensor in originals.parameters())
             value = getattr(module, name).detach().clone()
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-            delattr(module, name)  # it is a buffer now, where no gradient is asked for
+            delattr(module, name)  # now a buffer, if it requires no gradient
             module.register_parameter(name, nn.Parameter(value, trained))
     for hook in _old_norms(module):
         remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
@@ -59,7 +59,7 @@ def _bake(module: nn.Module) -> None:
 
 
 def refuse_own_forward(path: str, layer: nn.Module) -> None:
-    """Refuse a convolution whose class does more than the one that its rule is for.
+    """Refuse a convolution whose class overrides the `forward` that its rule replaces.
 
     Raises:
         SourceError: naming the layer and `register_rule`.
@@ -74,13 +74,13 @@ def refuse_own_forward(path: str, layer: nn.Module) -> None:
     if own or "forward" in vars(layer):
         kind = (own or [type(layer)])[0].__name__
         raise SourceError(
-            f"layer {path!r} ({kind}) is a {known.__name__} with a forward of its own, which no rule "
-            f"knows: write one with @register_rule({kind}) (docs/rules.md)"
+            f"layer {path!r} ({kind}) is a {known.__name__} with its own forward, which no rule "
+            f"covers: write one with @register_rule({kind}) (docs/rules.md)"
         )
 
 
 def check_outputs(net2d: nn.Module, outputs: Any, images: int) -> None:
-    """Refuse outputs that have no row for each image; None is left where it is.
+    """Refuse outputs that do not have one row for each image; None is ignored.
 
     Raises:
         SourceError: naming the output.
@@ -98,7 +98,7 @@ def check_outputs(net2d: nn.Module, outputs: Any, images: int) -> None:
             problem = f"empty, {tuple(output.shape)}: leave out levels that do not exist"
         elif output.shape[0] != images or output.dim() == 1:
             problem = (
-                f"{tuple(output.shape)} for {images} images: it has no row of its own for each image "
+                f"{tuple(output.shape)} for {images} images: it does not have one row for each image "
                 "(a loss, a grid, views stacked in the batch?)"
             )
         else:

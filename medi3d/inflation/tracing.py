@@ -1,4 +1,4 @@
-"""Run a 2D network once and write down what each of its layers did in-plane."""
+"""Run a 2D network once and record what each of its layers does in-plane."""
 
 import copy
 from collections import Counter
@@ -17,7 +17,7 @@ from medi3d.inflation.plan import LayerGeometry
 from medi3d.inflation.rules import WATCHED, find_rule, read_call
 
 IMAGE_SIZES = (64, 96, 128, 192, 224, 256, 288, 384, 448, 512)
-"""Image sizes to try, smallest first: some networks take only their own."""
+"""Image sizes to try, smallest first: some networks take only one size."""
 
 
 BATCH = 2
@@ -32,37 +32,37 @@ class SeenCall:
     module: str
     function: str
     number: int
-    """How many calls of that function the module has made before, while it ran once."""
+    """Number of earlier calls of that function in the same run of the module."""
     multiplicity: int
     options: dict[str, Any]
 
 
 @dataclass
 class Trace:
-    """What a dry run saw. Paths are those of `named_modules`."""
+    """The record of a dry run. Paths are those of `named_modules`."""
 
     size: tuple[int, int]
     channels: int
     layers: dict[str, LayerGeometry] = field(default_factory=dict)
-    """Layers that have a rule, in the order in which they first ran."""
+    """Layers that have a rule, in the order of their first run."""
     multiplicity: dict[str, int] = field(default_factory=dict)
     """Items of each slice (heads, windows) that a layer finds in its batch dimension."""
     counters: dict[str, str] = field(default_factory=dict)
-    """Of a layer with several such items the module around it that last saw one item a slice."""
+    """For a layer with several items, the innermost module around it with one item per slice."""
     stems: set[str] = field(default_factory=set)
     """Convolutions that read the network's input itself."""
     calls: dict[str, SeenCall] = field(default_factory=dict)
     """Calls of functions that step or enlarge, by the path of the module and the function's name."""
     callers: set[str] = field(default_factory=set)
-    """Modules that make such calls, or calls of the same functions that do neither."""
+    """Modules that call these functions, including calls that neither step nor enlarge."""
     image_changed: bool = False
-    """Whether no convolution reads the input itself: it is normalised or regrouped before."""
+    """Whether no convolution reads the input itself, because it is first normalised or regrouped."""
     outputs: Any = None
-    """What the network gave for two images."""
+    """The network's outputs for two images."""
 
 
 def own_sizes(net2d: nn.Module) -> list[int]:
-    """Sizes of square images, in pixels, that a network was made for, as its modules or timm tell it."""
+    """Sizes of square images, in pixels, that a network was made for, as its modules or timm report them."""
     found: list[int] = []
     for module in net2d.modules():
         built_for = getattr(module, "img_size", None)
@@ -98,7 +98,7 @@ def trace(net2d: nn.Module, size: int | tuple[int, int] | None = None) -> Trace:
         )
     raise SourceError(
         f"{type(net2d).__name__} takes no ({BATCH}, {first}, S, S) image for S in "
-        f"{', '.join(map(str, sizes))}: {reason}; if it takes another size, name it: size=(height, width)"
+        f"{', '.join(map(str, sizes))}: {reason}; if it takes another size, give size=(height, width)"
     )
 
 
@@ -110,14 +110,14 @@ def copy_of(net2d: nn.Module) -> nn.Module:
     """
     if any(is_lazy(tensor) for tensor in (*net2d.parameters(), *net2d.buffers())):
         raise SourceError(
-            f"{type(net2d).__name__} has lazy layers without weights: run it on an image once before"
+            f"{type(net2d).__name__} has lazy layers without weights: run it on an image once first"
         )
     try:
         return copy.deepcopy(net2d)
-    except Exception as error:  # whatever its own parts raise
+    except Exception as error:  # the network's own code may raise anything
         raise SourceError(
-            f"{type(net2d).__name__} cannot be copied: {first_line(error)} (weight and spectral norms of "
-            "hooks: bake them in before, with torch.nn.utils.remove_weight_norm and remove_spectral_norm)"
+            f"{type(net2d).__name__} cannot be copied: {first_line(error)} (weight or spectral norm by "
+            "hooks: bake it in first, with torch.nn.utils.remove_weight_norm or remove_spectral_norm)"
         ) from error
 
 
@@ -159,14 +159,14 @@ def _run(net2d: nn.Module, channels: int, size: tuple[int, int]) -> Trace:
         for hook in hooks:
             hook.remove()
     seen.outputs = output
-    if not seen.stems:  # the input was changed before the first convolution saw it
+    if not seen.stems:  # the input was changed before the first convolution
         seen.image_changed = True
         seen.stems = {path for path, g in list(seen.layers.items())[:1] if g.kind == "conv"}
     return seen
 
 
 class _Recorder(TorchFunctionMode):
-    """Writes down the layers that have a rule, and calls of functions outside of them, as they run."""
+    """Records the layers that have a rule, and function calls outside of them, as they run."""
 
     def __init__(self, net2d: nn.Module, image: Tensor, seen: Trace) -> None:
         super().__init__()
@@ -175,10 +175,10 @@ class _Recorder(TorchFunctionMode):
         self.counts: Counter[str] = Counter()
         self.inside: list[tuple[str, Counter[str]]] = []
         self.whole: dict[str, str] = {}
-        """Of every module that runs, the innermost one around it with whole slices."""
+        """For each module that runs, the innermost module around it with whole slices."""
 
     def enter(self, path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A layer begins."""
+        """Record a layer before it runs."""
         self.inside.append((path, Counter()))
         self._look(path, args)
         rule, seen = self.rules[path], self.seen
@@ -202,7 +202,7 @@ class _Recorder(TorchFunctionMode):
             self.whole[path] = self.whole[around]
 
     def leave(self, path: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """A layer ends: by how much it enlarged is seen now."""
+        """Record a layer's enlargement factor after it has run."""
         self.inside.pop()
         known = self.seen.layers.get(path)
         if known is not None and known.kind == "upsample" and known.stride == (1, 1):

@@ -1,11 +1,11 @@
 """The proof: on a boring volume the 3D network equals the 2D network, everywhere.
 
 Both networks run in float64 on different images repeated along depth; every level is compared at
-every depth position, borders included. Nothing may hide: parameters that start at zero or one
+every depth position, borders included. No layer may be hidden: parameters that start at zero or one
 (norms, layer scales, gates of residual branches) get random values, the same in both networks, and
-batch-norm statistics are calibrated to them; the volume is deep enough that the deepest level still
-has two positions. One more volume, which is one image up to its middle and the other from there on,
-tells whether slices mix.
+batch-norm statistics are calibrated to them. The volume is deep enough for two positions at the
+deepest level. One more volume, the first image up to its middle and then the second, shows whether
+slices mix.
 """
 
 import time
@@ -47,16 +47,16 @@ def verify(
 ) -> ExactnessReport:
     """Compare `net3d` with `net2d` on boring volumes, in float64, with nothing left at zero.
 
-    Both are copied and not changed. Parameters of equal name correspond; `net3d` may have been made
-    by `inflate` or by hand. Where it takes other channels than `net2d`, images are grey.
+    Both are copied and not changed. Parameters with the same name correspond; `net3d` may be made
+    by `inflate` or by hand. If it takes another number of channels than `net2d`, images are grey.
 
     Args:
         net2d: takes `(N, C, H, W)`.
         net3d: takes `(B, C, D, H, W)` and returns the same structure with a depth axis, or with depth pooled
-            away. One that is 3D by birth is proven with its zero padding along depth replicated; what its own
-            padding does is in `border_rel_error`.
-        size: height and width of the images in pixels, one number if they are equal; 64 if not given.
-        depth: slices of the volume; if not given, enough for two positions at the deepest level.
+        away. A natively 3D network is proven with its zero padding along depth replaced by replication;
+        the effect of its own padding is in `border_rel_error`.
+        size: height and width of the images in pixels, one number if they are equal; default 64.
+        depth: slices of the volume; default: enough for two positions at the deepest level.
 
     Raises:
         ShapeError: the networks return different numbers of levels.
@@ -73,22 +73,22 @@ def _compare_networks(
     net2d: nn.Module, net3d: nn.Module, size: tuple[int, int], depth: int | None
 ) -> ExactnessReport:
     flat, deep = in_double(net2d).eval(), in_double(net3d).eval()
-    if getattr(deep, "normaliser", None) is not None:  # the 2D network is shown what lies behind it
+    if getattr(deep, "normaliser", None) is not None:  # the 2D network gets its output
         deep.in_channels, deep.normaliser = deep.normaliser.channels, None  # type: ignore[union-attr,assignment]
     adapt_stems(flat, deep, precision=next(net2d.parameters()).dtype)
-    generator = torch.Generator().manual_seed(20170522)  # the day of the paper
+    generator = torch.Generator().manual_seed(20170522)  # date of the I3D paper
     images = proof_images(flat, deep, size, generator)
     try:
         unhide(flat, deep, images[0], generator)
-    except Exception as error:  # whatever the network's own code raises where it is asked for float64
+    except Exception as error:  # the network's own code may raise anything in float64
         refuse_if_out_of_memory(error)
         raise SourceError(
-            f"{type(net2d).__name__} cannot run in float64, as the proof needs it: {first_line(error)}"
+            f"{type(net2d).__name__} cannot run in float64, which the proof needs: {first_line(error)}"
         ) from error
 
     report = ExactnessReport(size=size[0] if size[0] == size[1] else size)
     clock = time.perf_counter()
-    alone = [tensors_of(flat(image)) for image in images[0].split(1)]  # a batch would hide that it is mixed
+    alone = [tensors_of(flat(image)) for image in images[0].split(1)]  # a batch would hide mixing
     answers = [torch.cat(pair) for pair in zip(*alone, strict=True)]
     report.forward_seconds = time.perf_counter() - clock
     with _padding(deep, "replicate") as padded:
@@ -121,7 +121,7 @@ def _compare_networks(
 def _can_mix(
     flat: nn.Module, deep: nn.Module, images: Tensor, depth: int, generator: torch.Generator
 ) -> bool:
-    """Whether slices mix once what `deep` has for depth is random; changes `deep`."""
+    """Whether slices mix when the depth parameters of `deep` are random; changes `deep`."""
     shapes = {name: parameter.shape for name, parameter in flat.named_parameters()}
     for name, parameter in folded_network(deep).named_parameters():
         if shapes.get(name) != parameter.shape:
@@ -130,7 +130,7 @@ def _can_mix(
 
 
 def _in_turn(deep: nn.Module, volumes: Tensor) -> list[Tensor]:
-    """Outputs for both boring volumes, in one batch, then for the third: it takes a third less memory."""
+    """Outputs for both boring volumes in one batch, then for the third, which takes a third less memory."""
     boring, changing = feature_maps(deep, volumes[:2]), feature_maps(deep, volumes[2:])
     return [torch.cat(pair) for pair in zip(boring, changing, strict=True)]
 
@@ -152,13 +152,13 @@ def _compare(
 
 
 def _mixes(output: Tensor, depth: int) -> bool:
-    """Whether positions on one side of the edge, whose own slices all lie there, feel the other side."""
+    """Whether positions with all their slices on one side of the edge depend on the other side."""
     positions = output.shape[2]
     ends = [(p * depth / positions, (p + 1) * depth / positions) for p in range(positions)]
     before = [p for p, (_, end) in enumerate(ends) if end <= edge(depth)]
     after = [p for p, (start, _) in enumerate(ends) if start >= edge(depth)]
     apart = 1e-12 * output[:2].abs().amax()
-    if not before and not after:  # one position for the whole volume: it mixes if it is neither image's
+    if not before and not after:  # one position for the whole volume: it mixes if it equals neither image's
         return all(bool(((output[2] - output[own]).abs() > apart).any()) for own in (0, 1))
     felt = [(output[2, :, side] - output[own, :, side]).abs() for own, side in ((0, before), (1, after))]
     return any(bool((difference > apart).any()) for difference in felt)
@@ -166,7 +166,7 @@ def _mixes(output: Tensor, depth: int) -> bool:
 
 @contextmanager
 def _padding(network: nn.Module, mode: str) -> Iterator[bool]:
-    """Let depth be padded by replication for a while, not in `valid` layers; gives whether any pads zeros."""
+    """While active, pad depth by replication, except in `valid` layers; yields whether any pads zeros."""
     rules = [r for r in network.modules() if isinstance(r, Rule) and r.depth.padding == "zeros"]
     for rule in rules:
         rule.depth = replace(rule.depth, padding=mode)  # type: ignore[arg-type]

@@ -148,7 +148,7 @@ WRONG = {
     "near source": (["inflate", "torchvision:resnet19"], "near: .*resnet18"),
     "no library": (["inflate", "keras:resnet18"], "unknown source 'keras:resnet18': use timm:NAME"),
     "no image": (["inflate", "deaf"], r"Deaf takes no \(2, 3, S, S\) image .*: wants words,$"),
-    "no such layer": ([*TINY, "--plan", "{tmp}/plan.yaml"], r"'layer9.\*', but no layer is called so"),
+    "no such layer": ([*TINY, "--plan", "{tmp}/plan.yaml"], r"'layer9.\*', but no layer has that name"),
     "unknown key": ([*TINY, "--plan", "{tmp}/key.yaml"], "unknown key 'kernels'"),
     "inflate no channel": ([*TINY, "--in-channels", "0"], "at least 1 input channel, not 0"),
     "inflate minus channels": ([*TINY, "--in-channels", "-3"], "at least 1 input channel, not -3"),

@@ -75,7 +75,7 @@ def test_broken_attention_is_refused(monkeypatch):
 
 
 def test_even_reach_is_refused():
-    with pytest.raises(PlanError, match="attention is 2; use an odd number"):
+    with pytest.raises(PlanError, match="attention is 2; use an odd integer"):
         KernelPlan("even", attention=2)
 
 

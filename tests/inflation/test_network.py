@@ -144,7 +144,7 @@ def test_refusals():
         inflate(nn.Linear(3, 3))
     with pytest.raises(SourceError, match=r"takes no \(2, 3, S, S\) image"):
         inflate(nn.Sequential(nn.Flatten(), nn.Linear(7, 7), nn.Conv2d(3, 3, 1)))
-    with pytest.raises(PlanError, match=r"overrides .stm\.\*., but no layer is called so; layers are stem"):
+    with pytest.raises(PlanError, match=r"overrides .stm\.\*., but no layer has that name; layers are stem"):
         inflate(Branches(), KernelPlan("mine", overrides=(Override("stm.*", kernel=1),)))
     with pytest.raises(PlanError, match="unknown depth profile"):
         inflate(Branches(), profile="sum")

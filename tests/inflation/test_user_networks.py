@@ -185,7 +185,7 @@ class Wide(nn.Module):
 
 
 def test_images_that_are_not_square():
-    with pytest.raises(SourceError, match=r"name it: size=\(height, width\)"):
+    with pytest.raises(SourceError, match=r"give size=\(height, width\)"):
         inflate(Wide())
     with pytest.raises(SourceError, match=r"takes no \(2, 1, 48, 64\) image"):
         inflate(Wide(), size=(48, 64))

@@ -1,11 +1,11 @@
 """How each type of 2D layer is spread along depth: one small rule per type.
 
-A rule is the layer's 3D twin. It takes and gives folded tensors `(B·D, C, H, W)`, and keeps the
+A rule is the layer's 3D twin. It takes and returns folded tensors `(B·D, C, H, W)`, and keeps the
 law of inflation: where all slices of its input are equal, every slice of its output is what the
 2D layer gives. Depth is always padded to "same", `D' = ceil(D / stride)`, so that branches of a
 network meet with equal depth whatever their in-plane padding. Rules are found by the layer's type,
-along its bases, so a subclass inherits the rule of its parent unless it has its own; what a rule
-gets wrong, the proof (`verify`) finds. Add one for a layer of your own with `@register_rule(Type)`.
+along its bases, so a subclass inherits the rule of its parent unless it has its own. The proof
+(`verify`) finds mistakes in a rule. Add one for a layer of your own with `@register_rule(Type)`.
 """
 
 from medi3d.inflation.rules.adopted import AttentionRule, MergingRule

@@ -1,8 +1,8 @@
 """Rules that keep the 2D layer's own code and parameters and add what it lacks along depth.
 
 A convolution is replaced by its rule; a patch merging or an attention layer has code of its own
-that must stay. Such a layer is *adopted*: its class becomes a subclass of the rule and of what it
-was, so its parameters keep their names and its forward is called as it is.
+that must stay. Such a layer is *adopted*: its class becomes a subclass of the rule and of its
+original class, so its parameters keep their names and its own forward is called.
 """
 
 from abc import ABC, abstractmethod
@@ -70,7 +70,7 @@ class AdoptedRule(Rule):
     swin_transformer_v2_cr.PatchMerging,
 )
 class MergingRule(AdoptedRule):
-    """Merging of 2×2 patches into channels: the layer as it is, then the mean of neighbouring slices.
+    """Merging of 2×2 patches into channels: the layer unchanged, then the mean of neighbouring slices.
 
     Exact because the mean of equal slices is the slice.
     """
@@ -79,12 +79,12 @@ class MergingRule(AdoptedRule):
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """Blocks of two by two; some say their own size."""
+        """Blocks of 2×2, unless the layer gives its own size."""
         size = int(getattr(layer, _BLOCK_SIZE.get(type(layer), ""), 2))
         return (size, size), (size, size), (1, 1)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As the layer, with `ceil(D / stride)` slices."""
+        """Like the wrapped layer, with `ceil(D / stride)` slices."""
         return mean_of_slices(super().forward(*args, **kwargs), self)  # type: ignore[misc]
 
 
@@ -94,14 +94,14 @@ class AttentionRule(AdoptedRule):
 
     Exact because a softmax over n copies of the same keys gives each 1/n of the weight, and the
     weights of the copies sum back. Any layer that calls `scaled_dot_product_attention` can be
-    adopted: its call is widened, everything else (windows, positions, masks) is its own.
+    adopted: only that call is widened; windows, positions and masks stay.
     """
 
     kind: ClassVar[Kind] = "attention"
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """In-plane it is not a window of voxels."""
+        """One pixel: attention is not a window of voxels in-plane."""
         return _POINT
 
     @classmethod
@@ -111,7 +111,7 @@ class AttentionRule(AdoptedRule):
         if issubclass(cls, rule):
             return cls
         if not rule.fits(layer):
-            if depth.kernel == 1:  # no slices to join, in whatever form
+            if depth.kernel == 1:  # no slices to join, in any form
                 return cls
             form = f"attention_form {depth.attention_form!r} and attention {depth.kernel or 'all'}"
             raise PlanError(f"{type(layer).__name__} cannot have {form}: use 'joint' with a number of slices")
@@ -121,12 +121,12 @@ class AttentionRule(AdoptedRule):
     def of(
         cls, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str, channels: int | None = None
     ) -> Rule:
-        """Adopt the layer, and let it use torch's attention where it would spell it out."""
+        """Adopt the layer, and make it call torch's attention instead of its own computation."""
         layer.fused_attn = True  # type: ignore[assignment]
         return super().of(layer, depth, fold, profile, channels)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the layer; keys and values come from `depth.kernel` slices."""
+        """Like the wrapped layer, with keys and values from `depth.kernel` slices."""
         slices = x.shape[0] // (self.fold.batch * self.multiplicity)
         with self.joining(slices) if self.depth.kernel != 1 and slices > 1 else nullcontext():
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
@@ -137,7 +137,7 @@ class AttentionRule(AdoptedRule):
 
 
 class JoinedAttention(TorchFunctionMode, ABC):
-    """While active, `scaled_dot_product_attention` of a volume's slices `(B·D·q, ..., L, E)` is `attend`."""
+    """While active, `scaled_dot_product_attention` of slices `(B·D·q, ..., L, E)` calls `attend`."""
 
     def __init__(self, batch: int, slices: int) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class JoinedAttention(TorchFunctionMode, ABC):
     def attend(
         self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *options: Any
     ) -> Tensor:
-        """torch's `attention`, with slices joined; `options`: the mask or None, and what else was given."""
+        """Apply torch's `attention` with slices joined; `options`: mask or None, and other arguments."""
 
 
 class _NeighbouringKeys(JoinedAttention):
@@ -170,7 +170,7 @@ class _NeighbouringKeys(JoinedAttention):
     def attend(
         self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *options: Any
     ) -> Tensor:
-        """As it was, with `reach` times as many keys."""
+        """Apply `attention` with `reach` times as many keys."""
         mask, *rest = options
         if mask is not None:
             mask = mask.repeat(*[1] * (mask.dim() - 1), self.reach)

@@ -1,4 +1,4 @@
-"""What every rule is, and the registry from a layer's type to its rule."""
+"""The base class of rules, and the registry from a layer's type to its rule."""
 
 from collections.abc import Callable
 from functools import cache
@@ -35,8 +35,8 @@ Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 class Rule(nn.Module):
     """The 3D twin of one 2D layer, running on folded tensors.
 
-    Subclasses say what the 2D layer does in-plane (`geometry_of`), take its parameters over under
-    the same names, and do the work of `forward`.
+    Subclasses describe what the 2D layer does in-plane (`geometry_of`), keep its parameters under
+    the same names, and implement `forward`.
     """
 
     kind: ClassVar[Kind] = "conv"
@@ -53,7 +53,7 @@ class Rule(nn.Module):
         self.kernel_2d, self.stride_2d, self.dilation_2d = self.geometry_of(layer)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As every module; calls of functions inside are the rule's own affair."""
+        """Call the module; function calls inside it are left to the rule."""
         if self.fold.caller is None:
             return super().__call__(*args, **kwargs)
         with self.fold.quiet():
@@ -66,19 +66,19 @@ class Rule(nn.Module):
         """The module that takes the layer's place.
 
         Args:
-            channels: input channels, where `layer` is the first of the network and must take others.
+            channels: new number of input channels, where `layer` is the network's first.
         """
         first = {} if channels is None else {"channels": channels}
         return cls(layer, depth, fold, profile, **first)
 
     @classmethod
     def fits(cls, layer: nn.Module) -> bool:
-        """Whether this rule is for this layer of its type; if not, the layer stays as it is."""
+        """Whether this rule applies to this layer of its type; if not, the layer stays unchanged."""
         return True
 
     @classmethod
     def under(cls, layer: nn.Module, depth: DepthLayer) -> "type[Rule] | None":
-        """The rule that takes the layer where the plan asks for `depth`; None: it stays as it is.
+        """The rule for the layer where the plan asks for `depth`; None: the layer stays unchanged.
 
         Raises:
             PlanError: the layer cannot do what the plan asks for.
@@ -86,14 +86,14 @@ class Rule(nn.Module):
         return cls
 
     def settle(self, network: nn.Module, path: str) -> None:
-        """Look around, once in place at `path`, for what must be known of the modules around.
+        """Inspect or change the surrounding modules, once the rule is in place at `path`.
 
         Raises:
             PlanError: they are not what the rule needs.
         """
 
     def flat_state(self) -> dict[str, Tensor]:
-        """Parameters of the 2D layer that this one equals on boring volumes, where they are not its own."""
+        """Parameters of the 2D layer that this one equals on boring volumes, if not its own."""
         return {}
 
     @classmethod
@@ -104,15 +104,15 @@ class Rule(nn.Module):
 
     @property
     def exact_on(self) -> Exactness:
-        """The volumes on which each slice of the output is, by nature, what the 2D layer gives for it.
+        """The volumes on which, by design, each slice of the output is what the 2D layer gives for it.
 
-        A step along depth leaves slices out, and which of them differs between layers.
+        A step along depth drops slices, and layers differ in which ones.
         """
         return "any" if self.depth.kernel == self.depth.stride == 1 else "boring"
 
     @property
     def learnt(self) -> bool:
-        """Whether training has taken the layer to where it equals no 2D layer any more."""
+        """Whether training has changed the layer so that it no longer equals any 2D layer."""
         return False
 
     def extra_repr(self) -> str:
@@ -121,10 +121,10 @@ class Rule(nn.Module):
         return f"kernel={kernel}, stride={stride}, depth_padding={self.depth.padding}"
 
     def depth_padding(self, slices: int) -> tuple[int, int]:
-        """Slices to add before and after, so that ceil(slices / stride) positions come out.
+        """Slices to add before and after, for ceil(slices / stride) output positions.
 
-        They are shared out as the layer shares out its padding in-plane: TensorFlow's "same" halves
-        what is needed, torch starts half a kernel early, and a layer without padding starts inside.
+        They are split like the layer's in-plane padding: TensorFlow's "same" halves
+        the total, torch starts half a kernel early, and a layer without padding starts inside.
         """
         if self.depth.padding == "valid":
             return 0, 0
@@ -138,7 +138,7 @@ class Rule(nn.Module):
         else:
             leading = max(reach - self.depth.stride, 0) // 2
         if torch.compiler.is_compiling() and not self.same:
-            total = reach - 1  # the same for every depth; a step too short to be taken may be left over
+            total = reach - 1  # the same for every depth; an incomplete step may remain at the end
         return leading, total - leading
 
 
@@ -149,8 +149,8 @@ _ATTENTION: dict[str, type[Rule]] = {}
 def register_attention_rule(form: str) -> Callable[[type[Rule]], type[Rule]]:
     """Class decorator: this rule is for attention of that form, see `KernelPlan.attention_form`.
 
-    `joint` is for every layer with timm's switch for torch's attention, `fused_attn`; `joint-all` likewise,
-    over all slices; the others for layers that they fit.
+    `joint` applies to every layer with timm's switch for torch's attention, `fused_attn`; `joint-all` too,
+    over all slices; the others apply to layers that they fit.
     """
 
     def register(rule: type[Rule]) -> type[Rule]:
@@ -175,40 +175,40 @@ _HOOKS = (
 
 
 def move_hooks(layer: nn.Module, rule: Rule) -> None:
-    """Give a rule the hooks of the layer whose place it takes; they see folded tensors.
+    """Move the hooks of the replaced layer to its rule; they see folded tensors.
 
     Raises:
-        SourceError: a hook makes the weight of the layer, which the rule has in another shape.
+        SourceError: a hook computes the layer's weight, which has another shape in the rule.
     """
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)):
             raise SourceError(
-                f"a hook ({type(hook).__name__}) makes its weight: bake it in before, with "
+                f"a hook ({type(hook).__name__}) computes its weight: bake it in first, with "
                 "remove_weight_norm, remove_spectral_norm (torch.nn.utils) or torch.nn.utils.prune.remove"
             )
     for name in _HOOKS:
         own = getattr(layer, name)
         setattr(rule, name, own)
-        setattr(layer, name, type(own)())  # the rule may hold on to the layer, and call it
+        setattr(layer, name, type(own)())  # the rule may keep the layer and call it
     rule._is_full_backward_hook = layer._is_full_backward_hook
 
 
 def adopt(layer: nn.Module, new: type[nn.Module]) -> None:
-    """Let `layer` be of the class `new` too, whose methods then come before its own, in place."""
+    """Make `layer` an instance of `new` too, in place; methods of `new` come before its own."""
     kind: Any = type(layer)
-    unnamed: Any = new  # for the checker of types: a cache asks for what can be hashed
+    unnamed: Any = new  # for the type checker: a cache needs hashable arguments
     layer.__class__ = _joined(unnamed, kind)
 
 
 def own_type(rule: Rule) -> type[Rule]:
-    """The rule's class as it is written, whatever it was joined with."""
+    """The rule's class as written in the source, without the classes joined to it."""
     written = (kind for kind in type(rule).__mro__ if "_origins" not in vars(kind))
     return next(kind for kind in written if issubclass(kind, Rule))
 
 
 @cache
 def _joined(new: Any, own: Any) -> Any:
-    """The class that is both. No module holds it by name, so its instances say how it is made (`pickle`)."""
+    """The class that derives from both. No module defines it, so `pickle` rebuilds it from its parts."""
 
     def reduce(layer: Any, protocol: Any) -> Any:
         _, _, *state = super(joined, layer).__reduce_ex__(protocol)

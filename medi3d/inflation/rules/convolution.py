@@ -1,4 +1,4 @@
-"""Rules for convolutions: how the kernel is spread over depth is the profile's, see `kernels.PROFILES`."""
+"""Rules for convolutions: the profile decides how the kernel is spread over depth, see `kernels.PROFILES`."""
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +35,9 @@ from timm.layers import (  # noqa: E402
 class DepthConv(nn.Module):
     """The k×1×1 half of a factorised convolution; it starts as identity: 1 in the middle tap.
 
-    It mixes the output channels of each group of the 2D convolution, all of them where there is
-    one group. At the start it is exact on any volume. Norm and activation between the two halves,
-    as R(2+1)D has them, are left out: the 2D network has none there.
+    It mixes the output channels of each group of the 2D convolution. At the start it is exact on any
+    volume. R(2+1)D's norm and activation between the two halves are left out: the 2D network has none
+    there.
     """
 
     def __init__(self, channels: int, groups: int, taps: int) -> None:
@@ -62,7 +62,7 @@ class DepthConv(nn.Module):
 
 
 _ASKED_FOR = ("kernel_size", "stride", "padding", "dilation", "in_channels", "out_channels")
-"""What code around a convolution asks it for; in-plane, as it was in 2D."""
+"""Attributes that code around a convolution reads from it; in-plane, as in 2D."""
 
 
 @register_rule(nn.Conv2d, Conv2dSame)
@@ -71,9 +71,9 @@ class ConvRule(Rule):
 
     Profiles that sum to one are exact because on equal slices the taps see the same numbers, and
     their weights sum to the 2D kernel. A factorised layer keeps its kernel 1×k×k and has a second
-    convolution, `along_depth`; ACS keeps it 1×k×k too and lays it into planes at every step, so it
-    has no more parameters than in 2D. In-plane padding stays as it was, with zeros, "same" as
-    TensorFlow has it, or mirrored.
+    convolution, `along_depth`; ACS keeps it 1×k×k too and lays it into planes in every forward pass, so
+    it has no more parameters than in 2D. In-plane padding stays: zeros, TensorFlow's "same", or
+    mirrored.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ConvRule(Rule):
 
     @property
     def exact_on(self) -> Exactness:
-        """What the profile promises; with a step along depth or one tap, as for every rule."""
+        """The profile's guarantee; with a step along depth or one tap, that of every rule."""
         promised = PROFILES[self.profile]
         if self.depth.kernel == 1 or (promised == "any" and self.depth.stride > 1):
             return super().exact_on
@@ -115,7 +115,7 @@ class ConvRule(Rule):
         return self._laid(self.weight)
 
     def spread(self, kernel: Tensor) -> Tensor:
-        """A 2D kernel over the taps of this layer."""
+        """A 2D kernel spread over the taps of this layer."""
         return inflate_kernel(kernel, self.weight.shape[2])
 
     def _laid(self, kernel: Tensor) -> Tensor:
@@ -124,13 +124,13 @@ class ConvRule(Rule):
     def flat_state(self) -> dict[str, Tensor]:
         """Parameters, in float64, of the 2D layer that this one equals on boring volumes.
 
-        With the profiles acs and repeat it equals none: then those of the layer that it was made of.
+        With the profiles acs and repeat it equals none: then those of the 2D layer that it was made from.
 
         Raises:
             InexactError: there is no such layer.
         """
         state = {"weight": collapse_kernel(self.weight.detach().double())}
-        if self.profile == "repeat":  # the layer that it was made of: each tap holds the whole kernel
+        if self.profile == "repeat":  # the 2D layer that it was made from: each tap holds the whole kernel
             state["weight"] /= self.weight.shape[2]
         if self.bias is not None:
             state["bias"] = self.bias.detach().double()
@@ -178,9 +178,9 @@ class ConvRule(Rule):
         return merge_depth(layer(volume, self.depth), self.fold.batch, self.multiplicity)
 
     def _unfolded(self, x: Tensor) -> tuple[Tensor, int]:
-        """`(B·D, C, H, W)` -> `(B, C, D, H, W)`, and the zeros to add at both ends of depth.
+        """`(B·D, C, H, W)` -> `(B, C, D, H, W)`, and the number of zeros to add at both ends of depth.
 
-        Where the two ends differ, or are not padded with zeros, they are there already.
+        Other padding, unequal or not of zeros, is already in the volume.
         """
         volume = split_depth(x, self.fold.batch, self.multiplicity)
         reach = (self.depth.kernel - 1) * self.depth.dilation
@@ -221,7 +221,7 @@ class StdConvRule(ConvRule):
     """A weight-standardised convolution (Qiao et al. 2019; NFNets: Brock et al. 2021).
 
     Mean and variance are those of the kernel collapsed along depth, which at the start is the 2D
-    kernel whatever the profile; the mean is taken off in the profile's proportions. So the
+    kernel for every profile; the mean is subtracted in the profile's proportions. So the
     standardised kernel is the inflated standardised 2D kernel, exactly.
     """
 
@@ -234,7 +234,7 @@ class StdConvRule(ConvRule):
         self.gain = getattr(layer, "gain", None)
 
     def first_kernel(self, kernel: Tensor, channels: int | None) -> Tensor:
-        """The kernel as it is: it is standardised over its own channels, and adapted after that."""
+        """The kernel unchanged: it is standardised over its own channels, and adapted after that."""
         self.channels = channels or kernel.shape[1]
         if self.groups != 1:
             return super().first_kernel(kernel, channels)
@@ -252,7 +252,7 @@ class StdConvRule(ConvRule):
         return self._laid(adapt_channels(centred * factor.view(-1, 1, 1, 1, 1), self.channels))
 
     def flat_state(self) -> dict[str, Tensor]:
-        """As `ConvRule.flat_state`; a standardised kernel cannot take the mixing of channels into itself."""
+        """Like `ConvRule.flat_state`, but a standardised kernel cannot absorb the mixing of channels."""
         state, kernel = super().flat_state(), collapse_kernel(self.weight.detach().double())
         if self.along_depth is not None and not torch.equal(state["weight"], kernel):
             raise InexactError("a trained k×1×1 after a standardised convolution equals no 2D layer")

@@ -1,4 +1,4 @@
-"""Windows that a block puts into the batch dimension: as many as the image has, counted in each call."""
+"""Windows that a block puts into the batch dimension; each call counts them, as image sizes vary."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from medi3d.inflation.rules.base import Rule, adopt
 
 
 def count_items(network: nn.Module, counters: dict[str, str], fold: Fold) -> None:
-    """Let the rules that find several items of a slice in their batch count them, in place.
+    """Make rules that find several items of a slice in their batch count them, in place.
 
     Args:
         network: with its rules.
-        counters: from the path of such a rule to that of the module around it that still saw whole slices.
-        fold: of the network.
+        counters: maps the path of such a rule to that of the innermost module around it with whole slices.
+        fold: the network's fold.
     """
     for path, around in counters.items():
         rule, block = network.get_submodule(path), network.get_submodule(around)
         steps = any(isinstance(m, Rule) and m is not block and m.depth.stride > 1 for m in block.modules())
-        if not isinstance(rule, Rule) or steps:  # slices that it began with say nothing any more
+        if not isinstance(rule, Rule) or steps:  # its initial number of slices no longer holds
             continue
         adopt(rule, ItemsOfSlices)
         if not isinstance(block, SlicesCounted):
@@ -28,27 +28,27 @@ def count_items(network: nn.Module, counters: dict[str, str], fold: Fold) -> Non
 
 
 class SlicesCounted(nn.Module):
-    """A block that knows how many slices a volume has; what it makes of them hides it."""
+    """A block that records the number of slices of a volume, because its inner tensors hide it."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the block, `(B·D, ...)`."""
+        """Like the wrapped block, on `(B·D, ...)`."""
         fold: Any = self.counted_by
         with fold.counting(x.shape[0] // fold.batch):
             return super().forward(x, *args, **kwargs)
 
 
 class ItemsOfSlices(nn.Module):
-    """A rule in such a block: its items are counted, for they depend on the size of the image."""
+    """A rule in such a block, which counts its items, because their number depends on the image size."""
 
     fold: Fold
 
     @property
     def multiplicity(self) -> int:
-        """Items of each slice in the call that is running; of the dry run, where none is."""
+        """Items of each slice in the running call; while they are not counted, those of the dry run."""
         return self.fold.call.items or int(self.__dict__["multiplicity"])
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the rule, `(B·D·q, ...)`."""
+        """Like the wrapped rule, on `(B·D·q, ...)`."""
         call = self.fold.call
         with self.fold.running(call._replace(items=x.shape[0] // (call.batch * call.slices))):
             return super().forward(x, *args, **kwargs)

@@ -20,20 +20,20 @@ from medi3d.inflation.rules.stochastic import DropPathRule
 class DividedRule(AdoptedRule):
     """Attention within slices, in a block that attends over depth first (TimeSformer: Bertasius et al. 2021).
 
-    The block gets `temporal_norm1`, `temporal_attn` and `temporal_fc`, named as in the authors' code; the
-    first two start as copies of the block's own norm and attention, the last one, a linear layer, at zero.
-    So the block starts as the 2D block on any volume. Class tokens have no place, and take no part in
-    attention over depth. With statistics over the volume there is one for the volume: what attention adds
+    The block gets `temporal_norm1`, `temporal_attn` and `temporal_fc`, named as in the authors' code. The
+    first two start as copies of the block's own norm and attention; the last, a linear layer, starts at zero.
+    So the block starts as the 2D block on any volume. Class tokens have no position and take no part in
+    attention over depth. With statistics over the volume, the volume has one: what attention adds
     to it is averaged over slices, as TimeSformer does.
     """
 
     kind: ClassVar[Kind] = "attention"
     prefix: int
-    """Class and register tokens before those that have a place."""
+    """Number of class and register tokens before those with a position."""
 
     @classmethod
     def fits(cls, layer: nn.Module) -> bool:
-        """Attention with one linear layer for queries, keys and values, and one for the result."""
+        """Whether the attention has one linear layer for queries, keys and values, and one for the result."""
         inner, outer = getattr(layer, "qkv", None), getattr(layer, "proj", None)
         if not (isinstance(inner, nn.Linear) and isinstance(outer, nn.Linear)):
             return False
@@ -42,14 +42,14 @@ class DividedRule(AdoptedRule):
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """In-plane it is not a window of voxels."""
+        """One pixel: attention is not a window of voxels in-plane."""
         return (1, 1), (1, 1), (1, 1)
 
     def settle(self, network: nn.Module, path: str) -> None:
-        """Give the block around its attention over depth.
+        """Add attention over depth to the block around this layer.
 
         Raises:
-            PlanError: around is no block of a transformer as TimeSformer's.
+            PlanError: the layer is not in a transformer block like TimeSformer's.
         """
         parents = ["", *_prefixes(path)]
         block: Any = network.get_submodule(parents[-1])
@@ -78,16 +78,16 @@ class DividedRule(AdoptedRule):
 
     @property
     def exact_on(self) -> Exactness:
-        """Any volume, as at the start; boring ones where slices share class tokens."""
+        """Any volume, by its initial state; boring ones where slices share class tokens."""
         return "boring" if self._shares() else "any"
 
     @property
     def learnt(self) -> bool:
-        """Whether the attention over depth adds something."""
+        """Whether the attention over depth adds anything."""
         return any(bool(p.any()) for layer in getattr(self, "_last", ()) for p in layer.parameters())
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the layer, `(B·D, tokens, C)`; class tokens averaged over slices if they are the volume's."""
+        """Like the wrapped layer, `(B·D, tokens, C)`; class tokens of the volume are averaged over slices."""
         out = super().forward(x, *args, **kwargs)  # type: ignore[misc]
         if not self._shares():
             return out
@@ -100,10 +100,10 @@ class DividedRule(AdoptedRule):
 
 
 class DividedBlock(nn.Module):
-    """A transformer's block with an attention over depth before its own, as a residual branch."""
+    """A transformer block with attention over depth before its own, as a residual branch."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the block, `(B·D, tokens, C)` or `(B·D, H, W, C)`."""
+        """Like the wrapped block, on `(B·D, tokens, C)` or `(B·D, H, W, C)`."""
         block: Any = self
         tokens, places = x[:, : block.attn.prefix], x[:, block.attn.prefix :]
         change = block.temporal_attn(block.temporal_norm1(places))
@@ -112,7 +112,7 @@ class DividedBlock(nn.Module):
 
 
 class DepthAttention(nn.Module):
-    """Attention of each place with the same place in other slices; starts as a copy of one in-plane."""
+    """Attention of each position to itself in other slices; starts as a copy of an in-plane attention."""
 
     def __init__(self, attention: nn.Module, fold: Fold, reach: int) -> None:
         super().__init__()
@@ -142,6 +142,6 @@ class DepthAttention(nn.Module):
 
 
 def _prefixes(path: str) -> list[str]:
-    """Paths of the modules around the one at `path`, from the outside in, the root left out."""
+    """Paths of the modules around the one at `path`, outermost first, without the root."""
     names = path.split(".")[:-1]
     return [".".join(names[: end + 1]) for end in range(len(names))]

@@ -1,7 +1,7 @@
-"""Rules for layers that enlarge: what an encoder took away along depth is given back where it is in-plane.
+"""Rules for layers that enlarge: they restore depth where they restore height and width.
 
-How many slices come out is known by the *resolution* of a map: each step along depth leaves ceil(D / stride)
-slices, so a map that goes back to stride s has ceil(D / s), for odd depths as for even ones. The strides are
+The *resolution* of a map gives its number of slices: each step along depth leaves ceil(D / stride)
+slices, so a map that returns to stride s has ceil(D / s), for odd and even depths. The strides are
 surveyed once when the network is built, see `reach.py`.
 """
 
@@ -24,10 +24,10 @@ from medi3d.inflation.rules.convolution import DepthConv
 
 
 class EnlargingRule(Rule):
-    """What all layers share that lead from one resolution to another.
+    """Base of the rules for layers that change the resolution.
 
-    `passages` holds, for each place where the layer runs, the in-plane stride of its input and the strides
-    along depth before and after. A layer that runs at several resolutions has several.
+    `passages` holds, for each resolution at which the layer runs, the in-plane stride of its input and the
+    strides along depth before and after.
     """
 
     kind: ClassVar[Kind] = "upsample"
@@ -38,7 +38,7 @@ class EnlargingRule(Rule):
         self.passages: list[tuple[float, int, int]] = []
 
     def at(self, height: int) -> tuple[int, int]:
-        """Strides along depth before and after, for an input of that height; as planned before the survey."""
+        """Strides along depth before and after, for an input of that height; the plan's before the survey."""
         if len(self.passages) < 2:
             if self.passages:
                 return self.passages[0][1:]
@@ -51,9 +51,9 @@ class EnlargingRule(Rule):
         """`(B·D, C, H, W)`, enlarged in-plane from `height` -> `(B·D', C, H, W)`.
 
         Args:
-            x: what the layer gave for each slice, or for slices that it multiplied.
-            height: of the layer's input, in pixels.
-            factor: by how much the layer has multiplied slices itself.
+            x: the layer's output, with `factor` slices for each slice of its input.
+            height: height of the layer's input, in pixels.
+            factor: factor by which the layer itself has multiplied slices.
         """
         before, after = self.at(height)
         if before == after * factor and factor == 1:
@@ -70,9 +70,9 @@ class EnlargingRule(Rule):
 def resize_slices(
     volume: Tensor, slices: int, ratio: float, mode: str, align_corners: bool = False
 ) -> Tensor:
-    """`(B, C, D, H, W)` -> `(B, C, slices, H, W)`: each slice stands for `ratio` new ones.
+    """`(B, C, D, H, W)` -> `(B, C, slices, H, W)`: each slice gives `ratio` new ones.
 
-    Slices are repeated (nearest), else joined linearly between their centres, as torch places them in-plane.
+    Slices are repeated (nearest), else interpolated linearly between their centres, as torch does in-plane.
     Exact because a mean of equal slices is the slice.
     """
     have = volume.shape[2]
@@ -92,7 +92,7 @@ def resize_slices(
 
 @register_rule(nn.Upsample, nn.PixelShuffle)
 class UpsampleRule(EnlargingRule):
-    """Enlargement by interpolation or sub-pixels: the 2D layer as it is, then slices repeated or joined."""
+    """Enlargement by interpolation or sub-pixels: the 2D layer, then slices repeated or interpolated."""
 
     def __init__(self, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str) -> None:
         super().__init__(layer, depth, fold, profile)
@@ -102,7 +102,7 @@ class UpsampleRule(EnlargingRule):
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """Stride is the factor of enlargement; 1 where the layer has a size or no whole factor."""
+        """The stride is the enlargement factor; 1 if the layer has a target size or a fractional factor."""
         factor: Any = getattr(layer, "scale_factor", getattr(layer, "upscale_factor", None))
         height, width = factor if isinstance(factor, tuple) else (factor, factor)
         whole = all(f is not None and float(f).is_integer() for f in (height, width))
@@ -117,11 +117,11 @@ class UpsampleRule(EnlargingRule):
 
 @register_rule(SubpixelUpsample)
 class SubpixelRule(AdoptedRule, EnlargingRule):
-    """MONAI's sub-pixel enlargement, which has a convolution and a blur of its own: then slices repeated."""
+    """MONAI's sub-pixel enlargement with its own convolution and blur, then slices repeated."""
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """Stride is the factor of enlargement."""
+        """The stride is the enlargement factor."""
         return (1, 1), to_pair(layer.scale_factor), (1, 1)  # type: ignore[arg-type]
 
     @classmethod
@@ -140,10 +140,10 @@ class SubpixelRule(AdoptedRule, EnlargingRule):
 
 @register_rule(nn.MaxUnpool2d)
 class MaxUnpoolRule(EnlargingRule):
-    """A maximum goes back to its place in-plane, in each of the slices that its window had.
+    """Max-unpooling: a maximum returns to its position in-plane, in each slice of its window.
 
-    On equal slices a 3D pool would name one of them, and a 3D unpool fill that one alone. So depth is as
-    for enlargement: exact because each slice is filled as its 2D layer fills it.
+    On equal slices a 3D pool would pick one of them, and a 3D unpool would fill only that one. So depth is
+    enlarged by repetition: exact because each slice is filled as the 2D layer fills it.
     """
 
     def __init__(self, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str) -> None:
@@ -152,11 +152,11 @@ class MaxUnpoolRule(EnlargingRule):
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """Stride is the factor of enlargement."""
+        """The stride is the enlargement factor."""
         return (1, 1), to_pair(layer.stride), (1, 1)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, indices: Tensor, output_size: Any = None) -> Tensor:
-        """`(B·D, C, H, W)` and its places `(B·D, C, H, W)` -> `(B·D', C, H', W')`."""
+        """`(B·D, C, H, W)` and its indices `(B·D, C, H, W)` -> `(B·D', C, H', W')`."""
         with self.fold.quiet():
             out = self.layer(x, indices, None if output_size is None else output_size[-2:])
         return self.along_depth(out, x.shape[-2])
@@ -167,8 +167,8 @@ class TransposedConvRule(EnlargingRule):
     """A transposed convolution, spread over depth so that each new slice gets the whole 2D kernel.
 
     With a step s along depth, the taps j, j + s, j + 2s, ... meet in the same new slices: they, not all
-    taps, share the kernel (1/n each, or all in one of them: the profile). Depth is padded by repetition
-    before, so that the end slices have as many neighbours as the others.
+    taps, share the kernel (1/n each, or all in one of them: the profile). Depth is first padded by
+    repetition, so that the end slices have as many neighbours as the others.
     """
 
     def __init__(
@@ -199,13 +199,13 @@ class TransposedConvRule(EnlargingRule):
 
     @property
     def exact_on(self) -> Exactness:
-        """Boring volumes, unless each slice stays alone; never where taps are not shared out."""
+        """Like every rule, but never where taps overlap with the profile `repeat`."""
         if self.profile == "repeat" and self.depth.kernel > self.depth.stride:
             return "never"
         return super().exact_on
 
     def spread(self, kernel: Tensor) -> Tensor:
-        """`(I, O/g, kH, kW)` -> `(I, O/g, kD, kH, kW)`, whole in the taps that meet in one slice."""
+        """`(I, O/g, kH, kW)` -> `(I, O/g, kD, kH, kW)`; taps that meet in one slice sum to the kernel."""
         taps, step = self.depth.kernel, self.depth.stride
         share = torch.zeros(taps, dtype=torch.float64)
         profile = self.profile if self.profile in ("mean", "centre", "repeat") else "mean"
@@ -215,7 +215,7 @@ class TransposedConvRule(EnlargingRule):
         return (kernel.double().unsqueeze(2) * share.to(kernel.device).view(-1, 1, 1)).to(kernel.dtype)
 
     def flat_state(self) -> dict[str, Tensor]:
-        """The 2D layer that this one equals on boring volumes: of the taps that meet in a slice, the sum."""
+        """Parameters of the 2D layer that this one equals on boring volumes: taps of one slice, summed."""
         weight = self.weight.detach().double()
         state = {"weight": weight[:, :, :: self.depth.stride].sum(dim=2)}
         if self.profile == "repeat":
@@ -226,7 +226,7 @@ class TransposedConvRule(EnlargingRule):
 
     @property
     def learnt(self) -> bool:
-        """Whether new slices of one old slice differ by now: then no 2D layer equals it."""
+        """Whether training has made the new slices of one slice differ: then no 2D layer equals it."""
         sums = [
             self.weight[:, :, j :: self.depth.stride].detach().double().sum(dim=2)
             for j in range(self.depth.stride)
@@ -276,7 +276,7 @@ class TransposedConvRule(EnlargingRule):
         return merge_depth(out[:, :, start : start + slices * step], self.fold.batch, self.multiplicity)
 
     def _output_padding(self, x: Tensor, output_size: Any) -> tuple[int, int]:
-        """Rows and columns to add at the far ends, for a size that the caller asks for."""
+        """Rows and columns to add at the far ends, to reach the size that the caller asks for."""
         if output_size is None:
             return self.output_padding
         axes = zip(

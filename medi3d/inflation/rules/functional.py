@@ -1,8 +1,9 @@
 """Calls of functions that change the resolution (`F.max_pool2d`, `F.interpolate`, ...), spread along depth.
 
 A network that pools in its `forward` has no layer that a rule could replace. The dry run notes which module
-makes which calls (`tracing.py`); each call that steps or enlarges in-plane gets a rule of its own, which does
-the half along depth after the function has done its own. Calls inside of layers with a rule are that rule's.
+makes which calls (`tracing.py`). Each call that steps or enlarges in-plane gets its own rule, which does
+the half along depth after the function's in-plane half. Calls inside layers with a rule are left to that
+rule.
 """
 
 from collections import Counter
@@ -30,7 +31,7 @@ STEPPING: dict[str, Kind] = {
     "interpolate": "resample",
     "pixel_unshuffle": "resample",
 }
-"""Functions that may step, with the kind of layer as which the plan paces them."""
+"""Functions that may step, with the kind of layer that the plan treats them as."""
 
 ENLARGING = ("interpolate", "pixel_shuffle", "conv_transpose2d", "max_unpool2d")
 """Functions that may enlarge."""
@@ -46,7 +47,7 @@ def read_call(
 ) -> Found | None:
     """Kind, kernel, stride and options of a call that steps or enlarges; None where it does neither.
 
-    A pool over the whole map is none, and neither is an interpolation to nearly the same size.
+    A pool over the whole map does neither, nor does an interpolation to nearly the same size.
     """
     names = _ARGUMENTS.get(function, ())
     options = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -68,7 +69,7 @@ def read_call(
 
 
 _CHANGES = 1.5
-"""By how much a size must change for the resolution to change."""
+"""Smallest ratio of sizes that counts as a change of resolution."""
 
 _ARGUMENTS = {
     "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation"),
@@ -78,11 +79,11 @@ _ARGUMENTS = {
     "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation"),
     "interpolate": ("input", "size", "scale_factor", "mode", "align_corners"),
 }
-"""Names of arguments that may be given by position."""
+"""Names of the positional arguments."""
 
 
 class Call(nn.Module):
-    """What a rule asks a layer for, of a call that was seen once."""
+    """Stands in for the layer of a traced call, with the attributes that a rule reads."""
 
     def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], options: dict[str, Any]) -> None:
         super().__init__()
@@ -93,28 +94,28 @@ class Call(nn.Module):
 
 
 class StepCallRule(Rule):
-    """A strided convolution or an unshuffle as a function: then the mean of as many slices."""
+    """A strided convolution or an unshuffle as a function, then the mean of `stride` slices."""
 
     kind: ClassVar[Kind] = "resample"
 
     def after(self, out: Any, x: Tensor) -> Any:
-        """The half along depth."""
+        """Apply the half along depth to the function's output."""
         return mean_of_slices(out, self)
 
 
 class MaxPoolCallRule(MaxPoolRule):
-    """A maximum as a function."""
+    """A max-pool as a function."""
 
     def after(self, out: Any, x: Tensor) -> Any:
-        """The half along depth."""
+        """Apply the half along depth to the function's output."""
         return self.along_depth(out)
 
 
 class AvgPoolCallRule(AvgPoolRule):
-    """A mean as a function."""
+    """An average pool as a function."""
 
     def after(self, out: Any, x: Tensor) -> Any:
-        """The half along depth."""
+        """Apply the half along depth to the function's output."""
         return self.along_depth(out)
 
 
@@ -123,7 +124,7 @@ class EnlargeCallRule(EnlargingRule):
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """Stride is the factor of enlargement."""
+        """The stride is the enlargement factor."""
         return (1, 1), to_pair(layer.stride), (1, 1)  # type: ignore[arg-type]
 
     def __init__(self, layer: Call, depth: DepthLayer, fold: Fold, profile: str) -> None:
@@ -131,12 +132,12 @@ class EnlargeCallRule(EnlargingRule):
         self.mode, self.align_corners = layer.mode, layer.align_corners
 
     def after(self, out: Any, x: Tensor) -> Any:
-        """The half along depth."""
+        """Apply the half along depth to the function's output."""
         return self.along_depth(out, x.shape[-2])
 
 
 class ReduceCallRule(EnlargeCallRule):
-    """An interpolation to a smaller size as a function, surveyed as one to a larger."""
+    """An interpolation to a smaller size as a function, surveyed like an enlargement."""
 
     kind: ClassVar[Kind] = "resample"
 
@@ -157,7 +158,7 @@ def call_rule(
     fold: Fold,
     profile: str,
 ) -> Rule:
-    """The rule for a call that was seen."""
+    """The rule for a traced call."""
     rule = (
         ReduceCallRule if function == "interpolate" and geometry.kind == "resample" else _RULES[geometry.kind]
     )
@@ -165,26 +166,26 @@ def call_rule(
 
 
 class Caller:
-    """The calls of one module that have a rule, while its code runs: by function, in the order of calls."""
+    """The calls with a rule in one run of a module's code: by function and order of calls."""
 
     def __init__(self, calls: dict[tuple[str, int], Rule]) -> None:
         self.calls = calls
         self.seen: Counter[str] = Counter()
 
     def rule(self, function: str) -> Any:
-        """The rule of the next call of that function; None where it is left alone."""
+        """The rule of the next call of that function; None if the call is left alone."""
         number = self.seen[function]
         self.seen[function] += 1
         return self.calls.get((function, number))
 
 
 class CallingModule(nn.Module):
-    """A module whose own calls are known, those of the modules in it not."""
+    """A module whose own function calls are spread along depth, without those of its submodules."""
 
     own_calls: tuple[Fold, dict[tuple[str, int], Rule]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the module."""
+        """Like the wrapped module."""
         fold, calls = self.own_calls
         if not calls:
             with fold.quiet():
@@ -195,13 +196,13 @@ class CallingModule(nn.Module):
 
 
 def let_call(module: nn.Module, fold: Fold, calls: dict[tuple[str, int], Rule]) -> None:
-    """Tell a module's own calls from those around it, in place."""
+    """Spread a module's own calls along depth, separately from those of the modules around it; in place."""
     adopt(module, CallingModule)
     module.own_calls = (fold, calls)  # type: ignore[assignment]
 
 
 class FunctionalCalls(TorchFunctionMode):
-    """While active, calls that the code of one module makes are spread along depth where they have a rule."""
+    """While active, function calls by one module's code are spread along depth where they have a rule."""
 
     def __init__(self, fold: Fold, caller: Caller) -> None:
         super().__init__()
@@ -228,7 +229,7 @@ class FunctionalCalls(TorchFunctionMode):
         return spread
 
     def _met(self, one: Any, other: Any) -> tuple[Any, Any]:
-        """Two that meet: a gate `(B·D', C, 1, 1)` of a coarser map is repeated for the slices of a finer."""
+        """Match two operands: repeat a coarser map's gate `(B·D', C, 1, 1)` for the slices of a finer one."""
         if isinstance(one, Tensor) and isinstance(other, Tensor) and one.dim() == other.dim() == 4:
             rows, others = one.shape[0], other.shape[0]
             if rows > others and other.shape[2:] == (1, 1):
@@ -255,4 +256,4 @@ _NAMES: dict[Any, str] = {
     torch.mul: "meeting",
     torch.add: "meeting",
 }
-"""By the function itself, not by its name: names of functions do not compile."""
+"""Keyed by function, not by name: lookups of function names do not compile."""

@@ -1,4 +1,4 @@
-"""The rule for convolutions whose kernels the network makes for each slice anew."""
+"""The rule for convolutions whose kernels the network computes for each slice."""
 
 from typing import Any, ClassVar
 
@@ -17,10 +17,10 @@ from timm.layers import CondConv2d  # noqa: E402
 
 @register_rule(CondConv2d)
 class GeneratedConvRule(AdoptedRule):
-    """A convolution with kernels of its input's own (CondConv: Yang et al. 2019, arXiv:1904.04971).
+    """A convolution with kernels computed from its input (CondConv: Yang et al. 2019, arXiv:1904.04971).
 
-    There is no one kernel to spread over depth. Each slice is convolved with its own, then a box of as
-    many slices as the kernel has taps takes their mean: on equal slices, the slice.
+    There is no single kernel to spread over depth. Each slice is convolved with its own, then averaged
+    over as many slices as the kernel has taps: on equal slices, the mean is the slice.
     """
 
     kind: ClassVar[Kind] = "conv"
@@ -29,13 +29,13 @@ class GeneratedConvRule(AdoptedRule):
     def of(
         cls, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str, channels: int | None = None
     ) -> Rule:
-        """Adopt the layer; its kernels, made at every call, take no profile."""
+        """Adopt the layer; its kernels, computed in every call, take no profile."""
         rule = super().of(layer, depth, fold, profile, channels)
         rule.padded, rule.same = True, False
         return rule
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """`(B·D, C, H, W)`, and what decides the kernels -> `(B·D', O, H', W')`."""
+        """`(B·D, C, H, W)` and the input of the kernels -> `(B·D', O, H', W')`."""
         x = super().forward(*args, **kwargs)  # type: ignore[misc]
         if self.depth.kernel == self.depth.stride == 1:
             return x

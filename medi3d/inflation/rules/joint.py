@@ -14,7 +14,7 @@ from medi3d.inflation.rules.base import register_attention_rule
 class JointAllRule(AttentionRule):
     """Attention among the positions of all slices of a volume (TimeSformer's joint space-time attention).
 
-    Exact for the same reason as among neighbours: D copies of each key get 1/D of its weight each.
+    Exact for the same reason as among neighbours: each of D copies of a key gets 1/D of its weight.
     """
 
     @classmethod
@@ -28,12 +28,12 @@ class JointAllRule(AttentionRule):
 
 
 class _OneSlice(JoinedAttention):
-    """All slices of a volume are seen as one."""
+    """Treat all slices of a volume as one."""
 
     def attend(
         self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *options: Any
     ) -> Tensor:
-        """As one long slice, then cut into slices again."""
+        """Apply `attention` to one long slice, then split the result into slices."""
         mask, *rest = options
         if mask is not None:
             mask = self._widen(mask, query.shape[0])

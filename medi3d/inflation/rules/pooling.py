@@ -1,4 +1,4 @@
-"""Rules for pools and anti-aliased down-sampling: the 2D layer as it is, then the same along depth."""
+"""Rules for pools and anti-aliased down-sampling: the 2D layer unchanged, then the same along depth."""
 
 from typing import Any, ClassVar
 
@@ -17,11 +17,11 @@ from timm.layers import BlurPool2d, get_same_padding  # noqa: E402
 
 
 class PoolRule(Rule):
-    """A pool: the 2D layer as it is, then the same pool along depth.
+    """A pool: the 2D layer unchanged, then the same pool along depth.
 
     Max and mean are separable, so in-plane options (ceil mode, whether padding counts, "same") come
     with the 2D layer. Along depth a pool never counts padding: the end slices are repeated, which
-    for a maximum is the same as leaving them out.
+    does not change a maximum.
     """
 
     def __init__(self, layer: nn.Module, depth: DepthLayer, fold: Fold, profile: str) -> None:
@@ -60,17 +60,17 @@ def depth_windows(volume: Tensor, depth: DepthLayer) -> list[Tensor]:
 
 @register_rule(nn.MaxPool2d)
 class MaxPoolRule(PoolRule):
-    """A maximum over space is the maximum over depth of the maxima in-plane.
+    """Max-pool: a maximum over space is the maximum over depth of the maxima in-plane.
 
-    In training one 3D pool does both where it gives the same: the backward pass of a chain of maxima takes
+    In training one 3D pool does both where the result is equal: the backward pass of a chain of maxima takes
     seven times as long (in channels-last memory). Without gradients the two halves are faster.
     """
 
     kind: ClassVar[Kind] = "max_pool"
 
     def forward(self, x: Tensor) -> Any:
-        """`(B·D, C, H, W)` -> `(B·D', C, H', W')`, and their places where the layer gives these."""
-        if torch.compiler.is_compiling():  # sizes may be symbols, from which no padding can be chosen
+        """`(B·D, C, H, W)` -> `(B·D', C, H', W')`, and their indices if the layer returns them."""
+        if torch.compiler.is_compiling():  # sizes may be symbolic, so padding cannot be chosen
             return super().forward(x)
         if self.layer.return_indices:
             return super().forward(x)
@@ -79,7 +79,7 @@ class MaxPoolRule(PoolRule):
         if options is not None:
             volume = split_depth(x, self.fold.batch, self.multiplicity)
             out = F.max_pool3d(volume, (self.depth.kernel, *self.kernel_2d), **options)
-            # Autocast pools in float32; a maximum of bf16 is one, and each branch behind would turn it anew.
+            # Autocast pools in float32, but a maximum of bf16 is bf16: convert once, not per branch.
             return merge_depth(out.to(x.dtype), self.fold.batch, self.multiplicity)
         if self.same and self.dilation_2d == (1, 1):
             with self.fold.quiet():
@@ -90,7 +90,7 @@ class MaxPoolRule(PoolRule):
         return super().forward(x)
 
     def _padding_2d(self, folded: torch.Size) -> tuple[int, int]:
-        """In-plane padding before; with TensorFlow's "same" windows may reach over the end (ceil mode)."""
+        """Leading in-plane padding; with TensorFlow's "same", windows may cross the end (ceil mode)."""
         if not self.same:
             return to_pair(self.layer.padding)  # type: ignore[arg-type]
         axes = zip(folded[2:], self.kernel_2d, self.stride_2d, self.dilation_2d, strict=True)
@@ -100,7 +100,7 @@ class MaxPoolRule(PoolRule):
     def _options_3d(self, folded: torch.Size) -> dict[str, Any] | None:
         """Options of the 3D pool that equals both halves on a folded tensor of this shape, or None.
 
-        A pool fills with -inf, so slices repeated behind the end are windows that reach over it (ceil mode).
+        A pool pads with -inf, so repeated slices beyond the end are windows that reach over it (ceil mode).
         """
         slices = folded[0] // (self.fold.batch * self.multiplicity)
         leading, _ = self.depth_padding(slices)
@@ -111,7 +111,7 @@ class MaxPoolRule(PoolRule):
         if self.depth.padding == "valid" or steps + 1 != -(-slices // self.depth.stride):
             return None
         if leading > self.depth.kernel // 2 or (self.same and self.dilation_2d != (1, 1)):
-            return None  # further than a pool may pad
+            return None  # more padding than a pool allows
         return {
             "stride": (self.depth.stride, *self.stride_2d),
             "padding": (leading, *self._padding_2d(folded)),
@@ -120,7 +120,7 @@ class MaxPoolRule(PoolRule):
         }
 
     def along_depth(self, x: Any) -> Any:
-        """As for every pool; places in-plane, where the layer gives them, are the winning slice's."""
+        """Like every pool; in-plane indices, if the layer returns them, are those of the winning slice."""
         if isinstance(x, Tensor):
             return super().along_depth(x)
         if self.depth.kernel == self.depth.stride == 1:
@@ -145,7 +145,7 @@ class MaxPoolRule(PoolRule):
 
 @register_rule(nn.AvgPool2d)
 class AvgPoolRule(PoolRule):
-    """A mean over space is the mean over depth of the means in-plane."""
+    """Average pool: a mean over space is the mean over depth of the means in-plane."""
 
     kind: ClassVar[Kind] = "avg_pool"
 

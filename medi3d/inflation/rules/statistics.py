@@ -1,6 +1,6 @@
-"""Rules for layers that take statistics over space: over the whole volume, where the plan says so.
+"""Rules for layers that take statistics over space: over the whole volume, if the plan says so.
 
-Without them such a layer runs on each slice alone, which is exact too, and is the default of every plan.
+Otherwise such a layer runs on each slice alone, which is exact too, and is the default of every plan.
 Over the volume it is exact because D equal slices have the mean, the maximum, the variance and the root
 mean square of one.
 """
@@ -40,12 +40,12 @@ class StatisticsRule(AdoptedRule):
 
     @classmethod
     def under(cls, layer: nn.Module, depth: DepthLayer) -> type[Rule] | None:
-        """None where statistics are those of a slice: then the 2D layer is right as it stands."""
+        """None where statistics are those of a slice: then the 2D layer stays unchanged."""
         return cls if depth.statistics == "volume" else None
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """It has none."""
+        """A single pixel: the layer has no kernel."""
         return (1, 1), (1, 1), (1, 1)
 
     @property
@@ -72,19 +72,19 @@ class StatisticsRule(AdoptedRule):
     SqueezeExciteCl,
 )
 class SqueezeRule(StatisticsRule):
-    """Squeeze-excitation and its like (Hu et al. 2018; ECA: Wang et al. 2020; GRN: Woo et al. 2023).
+    """Squeeze-excitation and similar (Hu et al. 2018; ECA: Wang et al. 2020; GRN: Woo et al. 2023).
 
-    Their code calls `mean`, `amax` or `norm` over two axes, or pools to one pixel. What such a call
-    finds in each slice is joined over slices; a norm, which is a sum, as root mean square.
+    Their code calls `mean`, `amax` or `norm` over two axes, or pools to one pixel. The result of such a
+    call for each slice is joined over slices; a norm, which is a sum, as root mean square.
     """
 
     @classmethod
     def fits(cls, layer: nn.Module) -> bool:
-        """All but gather-excite over less than the whole slice, which takes no statistic of it."""
+        """All but gather-excite over parts of the slice, which takes no statistic of the whole slice."""
         return not isinstance(layer, GatherExcite) or (layer.extent == 0 and layer.gather is None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the layer."""
+        """Like the wrapped layer, with statistics of the volume."""
         with _OverVolume(self.fold.batch, self.multiplicity):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
@@ -99,7 +99,7 @@ _JOIN: dict[str, Callable[[Tensor], Tensor]] = {
     "amax": lambda maxima: maxima.amax(dim=1, keepdim=True),
     "norm": _root_mean_square,
 }
-"""How a statistic of the volume follows from those of its slices, `(B, D, q, ...)` -> `(B, 1, q, ...)`."""
+"""A statistic of the volume from those of its slices, `(B, D, q, ...)` -> `(B, 1, q, ...)`."""
 
 
 class _OverVolume(TorchFunctionMode):
@@ -134,7 +134,7 @@ class OneSliceRule(StatisticsRule):
     """Group norm, instance norm, global context: the layer sees the slices of a volume as one tall slice."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B·D, C, H, W)` -> `(B·D, C, H, W)`; vectors `(B·D, C)` have no space, and stay as they are."""
+        """`(B·D, C, H, W)` -> `(B·D, C, H, W)`; vectors `(B·D, C)` have no spatial axes: each slice alone."""
         if x.dim() != 4:
             return super().forward(x)  # type: ignore[misc]
         volume = split_depth(x, self.fold.batch, self.multiplicity)  # (B, C, D, H, W)

@@ -1,4 +1,4 @@
-"""The rule for blocks that shrink their output while they hold on to the batch size that they began with."""
+"""The rule for blocks that shrink their output but keep using the batch size of their input."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -28,9 +28,9 @@ _STEP: dict[type[nn.Module], Callable[[Any], Any]] = {
 
 @register_rule(*_STEP)
 class SteppingRule(AdoptedRule):
-    """A block whose layers keep all slices, and which takes their mean over its step at its end.
+    """A block whose layers keep all slices, and whose output is their mean over each step.
 
-    Queries at fewer places than keys, or a batch size read at the start, leave no room for a step
+    Queries at fewer positions than keys, or a batch size read at the start, rule out a step
     inside. Exact because the block is then the 2D block on each slice, and the mean of equal slices
     is the slice.
     """
@@ -39,12 +39,12 @@ class SteppingRule(AdoptedRule):
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """The step of the whole block in-plane."""
+        """In-plane step of the whole block."""
         step = next(to_pair(_STEP[base](layer)) for base in type(layer).__mro__ if base in _STEP)
         return step, step, (1, 1)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the block, with `ceil(D / stride)` slices; some give class tokens or a size too."""
+        """Like the wrapped block, with `ceil(D / stride)` slices; some return class tokens or a size too."""
         out = super().forward(*args, **kwargs)  # type: ignore[misc]
         if isinstance(out, tuple):
             return tuple(mean_of_slices(part, self) if isinstance(part, Tensor) else part for part in out)

@@ -1,4 +1,4 @@
-"""Rules for layers that drop at random while training: one draw for a volume, not one for each slice."""
+"""Rules for layers that drop at random in training: one draw for each volume, not for each slice."""
 
 from typing import ClassVar
 
@@ -26,11 +26,11 @@ class DropPathRule(Rule):
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """It has none."""
+        """A single pixel: the layer has no kernel."""
         return (1, 1), (1, 1), (1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B·D·q, ...)`, unchanged in evaluation."""
+        """`(B·D·q, ...)` -> the same shape; unchanged in evaluation."""
         if not self.training or self.drop_prob == 0:
             return x
         keep = 1 - self.drop_prob

@@ -1,4 +1,4 @@
-"""Stems of networks that must not meet a depth stride later: all of it is taken at the entry."""
+"""Stems of networks that must not step along depth later: the whole stride is taken at the entry."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ class TubeletRule(ConvRule):
     """A patchify convolution that takes its slices as channels (tubelets: Arnab et al. 2021, ViViT).
 
     Many vision transformers read the batch size before their patch embedding and use it after; a
-    stride along depth inside would change it behind their back. So the fold groups r slices into
-    channels at the entry, and this convolution with its r taps is exactly the 3D one of kernel and
-    stride (r, k, k): the batch it sees is B·D/r from the first line on.
+    stride along depth in between would change it unnoticed. So the fold groups r slices into
+    channels at the entry, and this convolution with its r taps is exactly the 3D one with kernel and
+    stride (r, k, k): the network's batch is B·D/r from the first line on.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class TubeletRule(ConvRule):
 
     @classmethod
     def fits(cls, layer: nn.Module) -> bool:
-        """Patches that do not overlap, and see all channels."""
+        """Whether patches do not overlap and see all channels."""
         kernel, stride, _ = cls.geometry_of(layer)
         return kernel == stride and bool(layer.groups == 1)
 
@@ -51,15 +51,15 @@ class TubeletRule(ConvRule):
 class HoistedStem(nn.Module):
     """A stem of any layers that takes its slices as channels: tubelets where patches overlap.
 
-    As for `TubeletRule`, the network around it sees the batch B·D/r from the first line on. The stem
-    lays the r slices of a tubelet side by side again and runs its 3D layers as they are, whose steps
-    along depth leave B·D/r: exact because regrouping is undone to the last bit.
+    As with `TubeletRule`, the network around it has the batch B·D/r from the first line on. The stem
+    separates the r slices of a tubelet again and runs its 3D layers unchanged. Their steps
+    along depth leave B·D/r slices: exact because regrouping is undone to the last bit.
     """
 
     fold: Fold
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """`(B·D/r, C·r, H, W)` -> what the stem gives for `(B·D, C, H, W)`, with B·D/r rows."""
+        """`(B·D/r, C·r, H, W)` -> the stem's output for `(B·D, C, H, W)`, with B·D/r rows."""
         return super().forward(self.fold.ungroup(x), *args, **kwargs)
 
 
@@ -72,7 +72,7 @@ def hoist(stem: nn.Module, fold: Fold, channels: int, size: tuple[int, int]) -> 
         size: height and width of an image that the stem takes.
 
     Raises:
-        PlanError: the steps of the stem do not leave one row for each so many slices.
+        PlanError: the steps of the stem are not powers of two.
     """
     parameter = next(stem.parameters())
     slices = 2 * _LARGEST

@@ -21,11 +21,11 @@ class WindowRule(AdoptedRule):
     """Attention among the tokens of a window over `depth.kernel` slices (Liu et al. 2022, arXiv:2106.13230).
 
     The table of relative positions is copied for each of the 2·Dw − 1 offsets along depth (sec. 4.1, as
-    their code inflates it), so that on equal slices each key is there Dw times with the same weight, and
+    their code inflates it), so that on equal slices each key occurs Dw times with the same weight, and
     the softmax over the copies sums back: exact. Blocks that shift their windows in-plane shift them by
     half a window along depth too. A volume thinner than a window is one window. Where the last window
-    lacks slices, and where the shift joins both ends of the volume, a mask keeps apart what does not
-    belong together.
+    lacks slices, and where the shift joins both ends of the volume, a mask separates slices of
+    different groups.
     """
 
     kind: ClassVar[Kind] = "attention"
@@ -35,12 +35,12 @@ class WindowRule(AdoptedRule):
 
     @classmethod
     def fits(cls, layer: nn.Module) -> bool:
-        """Windows of Swin (first version): those have a table of relative positions."""
+        """Windows of Swin (first version), which have a table of relative positions."""
         return isinstance(layer, WindowAttention)
 
     @classmethod
     def geometry_of(cls, layer: nn.Module) -> Geometry:
-        """In-plane, windows are no receptive field of one voxel: they do not move with it."""
+        """One pixel: windows do not move with a voxel, so they are not its receptive field in-plane."""
         return (1, 1), (1, 1), (1, 1)
 
     @classmethod
@@ -55,14 +55,14 @@ class WindowRule(AdoptedRule):
         return super().of(layer, depth, fold, profile, channels)
 
     def settle(self, network: nn.Module, path: str) -> None:
-        """Shift along depth where the block shifts in-plane, and let it count the slices."""
+        """Shift along depth where the block shifts in-plane, and make the block count slices."""
         block: Any = network.get_submodule(path.rpartition(".")[0])
         self.shift = self.depth.kernel // 2 if any(block.target_shift_size) else 0
         adopt(block, _CountingBlock)
 
     @property
     def learnt(self) -> bool:
-        """Whether the table's copies differ: no 2D table does what they do."""
+        """Whether the table's copies differ, so that no 2D table equals them."""
         table: Any = self.relative_position_bias_table
         copies = table.unflatten(0, (2 * self.depth.kernel - 1, -1))
         return not bool((copies == copies[0]).all())
@@ -72,7 +72,7 @@ class WindowRule(AdoptedRule):
         return {"relative_position_bias_table": self._copies().detach().double().mean(dim=0)}
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """As the layer, `(B·D·q, N, C)` with q windows of N tokens per slice; `mask` is `(q, N, N)`."""
+        """Like the wrapped layer, `(B·D·q, N, C)`: q windows of N tokens per slice; `mask` is `(q, N, N)`."""
         slices = self.fold.call.slices
         x = x.unflatten(0, (self.fold.batch, slices, -1))  # (B, D, q, N, C)
         width, shift = self._window(), self.shift if slices > self.depth.kernel else 0
@@ -87,11 +87,11 @@ class WindowRule(AdoptedRule):
         return x.roll(shift, dims=1)[:, :slices].flatten(0, 2)
 
     def _window(self) -> int:
-        """Slices of a window; a volume thinner than that is one window."""
+        """Slices per window; a thinner volume is one window."""
         return min(self.depth.kernel, self.fold.call.slices)
 
     def _mask(self, in_plane: Tensor | None, shape: torch.Size, missing: int, shift: int) -> Tensor:
-        """`(windows·q, width·N, width·N)`: minus infinity between slices that do not belong together."""
+        """`(windows·q, width·N, width·N)`: minus infinity between slices of different groups."""
         windows, q, width, tokens = shape[1:5]
         table = self.relative_position_bias_table
         position = (torch.arange(windows * width, device=table.device) + shift) % (windows * width)
@@ -118,10 +118,10 @@ class WindowRule(AdoptedRule):
 
 
 class _CountingBlock(nn.Module):
-    """A Swin block that tells its attention how many slices there are: windows hide it."""
+    """A Swin block that passes the number of slices to its attention, because windows hide it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the block, `(B·D, H, W, C)`."""
+        """Like the wrapped block, on `(B·D, H, W, C)`."""
         fold: Fold = self.attn.fold  # type: ignore[assignment,union-attr]
         with fold.counting(x.shape[0] // fold.batch):
             return super().forward(x)
