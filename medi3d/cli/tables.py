@@ -56,7 +56,7 @@ def print_proof(report: Any, exact_on: str) -> None:
 
 
 def print_verdict(proof: Any, exact_on: str) -> None:
-    """Exact (on boring volumes, or by nature on any), not exact, or not meant to be."""
+    """Exact (on boring volumes, or on any volume), not exact, or inexact by design."""
     where = (
         f"worst error {proof.max_rel_error:.1e} in float64, "
         f"{proof.depth} slices of {'×'.join(map(str, to_pair(proof.size)))}; "
@@ -65,13 +65,11 @@ def print_verdict(proof: Any, exact_on: str) -> None:
     if proof.exact:
         console.print(f"[bold green]exact[/]: the 3D network equals the 2D one on boring volumes ({where})")
         if exact_on == "any":
-            console.print(
-                "and, with these weights, slice by slice on any volume: no layer looks along depth yet"
-            )
+            console.print("and, with these weights, slice by slice on any volume: no layer mixes slices yet")
     elif exact_on == "never":
         console.print(
-            f"[bold yellow]inexact by nature[/]: no 2D network equals this profile, or what its layers "
-            f"along depth have learnt ({where})"
+            f"[bold yellow]inexact by nature[/]: no 2D network equals this profile or its trained layers "
+            f"along depth ({where})"
         )
     else:
         console.print(f"[bold red]NOT exact[/]: {proof.failure} ({where})")
@@ -110,7 +108,7 @@ def print_weights(rows: Iterable[Any]) -> None:
     from medi3d.weights.catalogue import find_weights
 
     table = Table()
-    table.add_column("name", no_wrap=True)  # to be copied, so never cut
+    table.add_column("name", no_wrap=True)  # copied by users, so never cut
     for column in ("network", "licence", "here", "what"):
         table.add_column(column, overflow="fold")
     for row in rows:
@@ -125,7 +123,7 @@ def print_weights(rows: Iterable[Any]) -> None:
 
 
 def print_effects(results: Any) -> None:
-    """A line for each finding, in hundredths of the score, and the answer."""
+    """A line for each finding, in hundredths of the score, and the conclusion."""
     _print_findings(
         f"Against the reference, {results.measure.points}", results.findings, results.measure.name
     )
@@ -153,7 +151,7 @@ def _print_findings(title: str, findings: Sequence[Any], score: str) -> None:
 
 def _print_layers(layers: Sequence[dict[str, Any]]) -> None:
     table = compact_table("Layers: kernel in 2D and 3D, stride, padding along depth")
-    table.add_column("layer", no_wrap=True)  # overrides of a plan name it: never cut
+    table.add_column("layer", no_wrap=True)  # plan overrides refer to it: never cut
     for column in ("2D", "3D", "stride", "padding", "rule"):
         table.add_column(column, overflow="fold")
     for layer in layers:
@@ -173,7 +171,7 @@ def _by(numbers: Sequence[int | str]) -> str:
 
 
 def _unit(spacing: Sequence[float] | None, fps: float | None) -> tuple[str, Sequence[float]]:
-    """Heading and size of a voxel in that unit: mm along each axis, or ms along time alone."""
+    """Heading and voxel size in that unit: mm along each axis, or ms along time only."""
     if fps:
         return "(ms)", [1000 / fps]
     return "(mm)", spacing or ()

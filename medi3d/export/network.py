@@ -1,7 +1,7 @@
-"""Networks as files that run without medi3d: ONNX, programs of torch.export, TorchScript.
+"""Networks as files that run without medi3d: ONNX, torch.export programs, TorchScript.
 
-What was written is read again and run beside the network on other volumes; a file that disagrees
-is not kept. Nothing of it is a pickle of code.
+Each written file is read back and compared with the network on other volumes; a file that disagrees is not
+kept. No file contains pickled code.
 """
 
 import json
@@ -31,22 +31,22 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how near it is to the network."""
+    """The written file, and its error against the network."""
 
     path: Path
     format: str
     shape: tuple[int, ...]
-    """Of the input `(B, C, D, H, W)` with which it was made; the only one that it takes unless `dynamic`."""
+    """Shape of the export input `(B, C, D, H, W)`; the only shape that it takes unless `dynamic`."""
     dynamic: bool
-    """Whether it takes other depths, heights and widths, at the least those with the same remainders."""
+    """Whether it takes other depths, heights and widths, at least those with the same remainders."""
     any_size: bool
-    """Whether it takes sizes that are no multiple of the strides too."""
+    """Whether it also takes sizes that are not a multiple of the strides."""
     any_batch: bool
     """Whether it takes several volumes at once."""
     max_rel_error: float
     seconds: float
     licences: list[str]
-    """Of the weights, and of all that they were trained from; the file holds them too."""
+    """Licences of the weights and of all weights that they were trained from; also stored in the file."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -68,14 +68,14 @@ def export_network(
             best: the exporter may fix remainders.
         dynamic: let depth, height and width vary. The exporter then takes minutes instead of seconds;
             TorchScript takes sizes from `size` upwards. Where layers depend on the remainder (TensorFlow's
-            "same", tubelets, a segmenter's fill for what a pool without padding drops) it holds sizes to the
-            remainders that `size` has, and such a file refuses others.
+            "same", tubelets, a segmenter's padding for voxels that an unpadded pool drops) sizes must have
+            the remainders of `size`, and such a file refuses others.
 
-    The batch is free where the exporter can leave it so. Without `dynamic` every file refuses other sizes.
+    The batch size is free if the exporter supports it. Without `dynamic` every file refuses other sizes.
 
     Raises:
         SourceError: the exporter cannot take this network, or is not installed.
-        InexactError: the file's answers differ.
+        InexactError: the file's outputs differ.
         WeightsError: the file cannot be written, or has the wrong suffix.
     """
     out, started = Path(out), time.perf_counter()
@@ -98,7 +98,7 @@ def export_network(
 
 
 def licences_of(network: nn.Module) -> list[str]:
-    """Licences of all weights in a network and of those that they came from, by the reports of its parts."""
+    """Licences of a network's weights and of the weights they came from, from the reports of its parts."""
     reports = (getattr(module, "report", None) for module in network.modules())
     weights = (getattr(report, "weights", None) or {} for report in reports)
     return list(dict.fromkeys(line for facts in weights for line in facts.get("licences", [])))
@@ -107,7 +107,7 @@ def licences_of(network: nn.Module) -> list[str]:
 def _write_and_compare(
     network: nn.Module, path: Path, to: Format, shape: tuple[int, ...], dynamic: bool
 ) -> tuple[float, bool, bool]:
-    """Write the file; how far its answers are from the network's, whether it takes any size, any batch."""
+    """Write the file; return its largest error, and whether it takes any size and any batch."""
     several = (3, *shape[1:])
     try:
         run = _write(network, path, to, shape, dynamic, batch=True)
@@ -119,7 +119,7 @@ def _write_and_compare(
     any_size = False
     if dynamic:
         worst = max(worst, _difference(network, run, _larger(shape, network)))
-        with suppress(SourceError):  # refusing it is no mistake, another answer would be
+        with suppress(SourceError):  # refusing is allowed, a wrong output is not
             worst = max(worst, _difference(network, run, (*shape[:2], *(s + 1 for s in shape[2:]))))
             any_size = True
     return worst, any_size, any_batch
@@ -132,10 +132,10 @@ Run = Callable[[Tensor], list[Tensor]]
 def _write(
     network: nn.Module, path: Path, to: Format, shape: tuple[int, ...], dynamic: bool, *, batch: bool
 ) -> Run:
-    """Export to `path`, with a free batch or without, and give back what runs that file."""
+    """Export to `path`, with or without a free batch size, and return a function that runs the file."""
     facts = json.dumps(licences_of(network))
     try:
-        with warnings.catch_warnings():  # of the exporters' own code; nothing that a user could mend
+        with warnings.catch_warnings():  # from the exporters' own code; users cannot fix them
             warnings.simplefilter("ignore")
             if to == "torchscript":
                 return _write_torchscript(network, path, shape, dynamic, batch, facts)
@@ -184,7 +184,7 @@ def _write_onnx(program: ExportedProgram, path: Path, licences: str) -> Run:
 def _write_torchscript(
     network: nn.Module, path: Path, shape: tuple[int, ...], dynamic: bool, batch: bool, licences: str
 ) -> Run:
-    """A trace holds what depended on the size as numbers: where it answers wrongly, the file refuses."""
+    """A trace fixes values that depend on the size; the file refuses sizes where that makes it wrong."""
     larger, odd = _larger(shape, network), (*shape[:2], *(s + 1 for s in shape[2:]))
     step = tuple(b - a for a, b in zip(shape[2:], larger[2:], strict=True))
 
@@ -195,14 +195,14 @@ def _write_torchscript(
             return False
 
     def steps(run: Run) -> tuple[int, ...] | None:
-        """Which sizes it is right at: None where only at its own, else every so many voxels of each axis."""
+        """Step between the sizes at which it is right, in voxels per axis; None: only at its own size."""
         if not dynamic:
             return None
         by_axis = [tuple(b if i == axis else a for i, (a, b) in enumerate(zip(shape, larger, strict=True)))
                    for axis in (2, 3, 4)]  # fmt: skip
         if not all(is_right(run, other) for other in (larger, *by_axis)):
             raise SourceError(
-                f"TorchScript holds {type(network).__name__} at one size: leave out --dynamic, or export "
+                f"TorchScript fixes {type(network).__name__} to one size: leave out --dynamic, or export "
                 "to torch or onnx"
             )
         return (1, 1, 1) if is_right(run, odd) else step

@@ -1,1 +1,1 @@
-"""Networks: Inception-V1, sources by name, the U-Net decoder, and what is put together from them."""
+"""Networks: Inception-V1, sources by name, the U-Net decoder, and the models built from them."""

@@ -1,4 +1,4 @@
-"""Whether an encoder's maps lie where its strides say: measured before a decoder is built on them."""
+"""Measure whether an encoder's maps match its strides, before a decoder is built on them."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from medi3d.inflation.image_sizes import dry_run
 from medi3d.models.encoder import as_encoder
 
 SMALLEST = 16
-"""The least size of a volume that is tried, in voxels: on less, kernels without padding find nothing."""
+"""Smallest volume size that is tried, in voxels: on less, kernels without padding have no output."""
 
 Sizes = list[tuple[int, ...]]
 
@@ -18,11 +18,11 @@ Sizes = list[tuple[int, ...]]
 def check_strides(encoder: nn.Module) -> None:
     """Run an encoder on volumes of two or three sizes and compare its maps with its `strides`.
 
-    A map of stride s has one position more for every s voxels more along that axis. One that has a size of
-    its own, or another stride than declared, would be laid over the others in the wrong place.
+    A map of stride s gains one position per s voxels along that axis. A map with a fixed size, or with
+    another stride than declared, would be misaligned with the others.
 
     Raises:
-        ShapeError: a map does not have the stride that is declared for it.
+        ShapeError: a map does not have its declared stride.
     """
     strides = list(as_encoder(encoder).strides)
     coarsest = [max(axis) for axis in zip(*strides, strict=True)]
@@ -49,6 +49,6 @@ def _divided(size: Any, stride: Triple) -> tuple[int, ...]:
 
 
 def _sizes_of_maps(encoder: nn.Module, size: tuple[int, ...]) -> Sizes | None:
-    """Depth, height and width of each map for a volume of that size; None: it does not take it."""
+    """Depth, height and width of each map for a volume of that size; None if it is too small."""
     shapes = dry_run(encoder, size)
     return None if shapes is None else [tuple(shape[DEPTH:]) for shape in shapes]

@@ -1,4 +1,4 @@
-"""Inflated encoders as files: tensors and everything that is needed to build the network again.
+"""Inflated encoders as files: tensors and everything needed to rebuild the network.
 
 An artifact is a `.safetensors` file; its metadata holds source, plan, profile, weights row, proof
 and versions as JSON text. It is never a pickle, and reading it runs no code from it.
@@ -73,18 +73,18 @@ def save_artifact(encoder: Inflated, path: str | Path) -> Path:
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
-    """What an artifact says of itself: source, plan, profile, levels, weights, proof, versions.
+    """The description in an artifact: source, plan, profile, levels, weights, proof, versions.
 
     Raises:
-        WeightsError: the file is missing, damaged, or no artifact of medi3d.
+        WeightsError: the file is missing, damaged, or not an artifact of medi3d.
     """
     return _read(path)[0]
 
 
 def load_artifact(path: str | Path) -> Inflated:
-    """Build the encoder of an artifact again, with its weights, and repeat its proof: it has `.report`.
+    """Rebuild the encoder of an artifact with its weights, and repeat its proof (`.report`).
 
-    The 2D network of the proof is the file's own, each layer the one that it equals on boring volumes.
+    The proof compares with the file's own 2D network: each layer is the 2D layer it equals on boring volumes.
 
     Raises:
         WeightsError: the file is missing, damaged, or does not fit the network that it names.
@@ -119,12 +119,12 @@ def load_artifact(path: str | Path) -> Inflated:
 
 
 def collapse(encoder: Inflated, source: str) -> nn.Module:
-    """The 2D network, in float64, of which an encoder is the inflation."""
+    """The 2D network, in float64, that an encoder was inflated from."""
     flat = copy.deepcopy(build_source(source, levels=len(encoder.levels), size=encoder.built_for)).double()
     state = {name: tensor.double() for name, tensor in encoder.network.state_dict().items()}
     for path, rule in encoder.rules().items():
         state.update({f"{path}.{name}": tensor for name, tensor in rule.flat_state().items()})
-    state = {name: state[name] for name in flat.state_dict()}  # what is for depth alone left out
+    state = {name: state[name] for name in flat.state_dict()}  # without those for depth alone
     for name, parameter in flat.named_parameters():
         if parameter.shape != state[name].shape:  # the first layer, for other channels
             parameter.data = torch.empty_like(state[name])
@@ -144,7 +144,7 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise WeightsError(f"cannot read the artifact {path}: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise WeightsError(f"{path} is no artifact of medi3d (`medi3d inflate --out` writes them)")
+        raise WeightsError(f"{path} is not an artifact of medi3d (`medi3d inflate --out` writes them)")
     missing = [key for key in _NEEDED if key not in description]
     if missing:
         raise WeightsError(f"{path} is damaged: its description lacks {', '.join(missing)}")

@@ -10,11 +10,11 @@ class Classifier(nn.Module):
     """Encoder, mean over depth, height and width of its last maps, dropout, linear layer.
 
     Args:
-        encoder: gives a list of maps `(B, C, D, H, W)` and has `out_channels`.
-        num_classes: classes.
+        encoder: returns a list of maps `(B, C, D, H, W)` and has `out_channels`.
+        num_classes: number of classes.
         dropout: share of features dropped before the linear layer.
-        maps: how many of the last maps are pooled, each over its own extent, and joined (SlowFast: 2).
-        hidden: width of one more linear layer with ReLU before the dropout (X3D); None: none.
+        maps: number of last maps that are pooled, each over its own extent, and concatenated (SlowFast: 2).
+        hidden: width of an extra linear layer with ReLU before the dropout (X3D); None: no such layer.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """What pretrained weights expect of their input, applied inside the network.
 
 Weights were trained on `(pixel − mean) / std` for pixels in [0, 1]; medi3d's data lies in [−1, 1].
-The `Normaliser` stands before the encoder and takes the one to the other, `x · a + b`. It stays
+The `Normaliser` comes before the encoder and maps the data's range to the weights', `x · a + b`. It stays
 outside the first convolution: that one pads with zeros *after* normalisation, so a shift folded into
 its bias would be wrong along every border.
 """
@@ -21,29 +21,29 @@ torchvision_shim.install()
 from timm.models import get_pretrained_cfg  # noqa: E402 - timm needs the shim
 
 DATA_RANGE = (-1.0, 1.0)
-"""Lowest and highest value of volumes and clips as medi3d's datasets give them."""
+"""Lowest and highest value of the volumes and clips that medi3d's datasets return."""
 
 MARGIN = 0.5
-"""Share of the range by which data may exceed it before it is called wrong: augmentation may do so."""
+"""Fraction of the range by which data may exceed it without a warning: augmentation may do so."""
 
 
 class InputRangeWarning(UserWarning):
-    """The network is shown values far outside of what its weights were adapted to."""
+    """The input has values far outside the range that the weights were adapted to."""
 
 
 class Normaliser(nn.Module):
-    """From the data's range to what the weights expect: `(B, C, D, H, W)` -> `(B, channels, D, H, W)`.
+    """Map the data's range to what the weights expect: `(B, C, D, H, W)` -> `(B, channels, D, H, W)`.
 
     Always exact, for any number of input channels. Where mean and std are the same for all channels,
     one factor and one shift serve any number of channels. Where they differ, as ImageNet's do, data
-    with as many channels as the weights is taken in their order; otherwise each channel is a grey
-    image, shown as one in each of the weights' channels, so `channels` is 3 per channel of the data.
-    That costs the first convolution three times its work, and nothing elsewhere.
+    with as many channels as the weights is matched in their order. Otherwise each channel is treated as a
+    grey image and repeated in each of the weights' channels, so `channels` is 3 per channel of the data. That
+    triples the cost of the first convolution alone.
 
     Args:
         contract: what the weights expect.
         in_channels: channels of the data.
-        data_range: lowest and highest value of the data, which mean black and white.
+        data_range: lowest and highest value of the data: black and white.
 
     Raises:
         ShapeError: fewer than one channel, or an empty range.
@@ -74,7 +74,7 @@ class Normaliser(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Channels that the network behind must take."""
+        """Input channels of the network that follows."""
         return self.in_channels * self.copies
 
     def forward(self, volume: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class Normaliser(nn.Module):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], in_channels: int) -> "Normaliser":
-        """Undo `to_dict`."""
+        """Rebuild from `to_dict`'s output."""
         mean, std = tuple(content["mean"]), tuple(content["std"])
         contract = InputContract(mean, std, content["channels"], content["size"])
         low, high = content["data_range"]
@@ -111,7 +111,7 @@ class Normaliser(nn.Module):
 
     @torch.no_grad()
     def _watch(self, volume: Tensor) -> None:
-        """Look at the 1st, 2nd, 4th, 8th ... input: often enough to tell, too seldom to cost."""
+        """Check the 1st, 2nd, 4th, 8th ... input: often enough to notice, too seldom to cost time."""
         if self.warned or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return
         self.seen += 1
@@ -131,9 +131,9 @@ class Normaliser(nn.Module):
 
 
 def normaliser_of(weights: WeightsRow | str | None, in_channels: int) -> Normaliser | None:
-    """What brings data to what weights expect: of a row, or of timm's own for `timm:NAME`.
+    """The normaliser for the weights of a row, or for timm's own with `timm:NAME`.
 
-    None where there are no weights, or where they do not say what they expect.
+    None without weights, or if they do not state what they expect.
     """
     contract = timm_contract(weights) if isinstance(weights, str) else weights.contract if weights else None
     return Normaliser(contract, in_channels) if contract else None
@@ -145,15 +145,15 @@ RGB = 3
 def contract_of(
     source: str | nn.Module, weights: str | None, row: WeightsRow | None
 ) -> tuple[InputContract | None, str]:
-    """What weights for a source expect of their input, and a line on it where the weights do not say it.
+    """The input contract of weights for a source, and a note where the weights do not state it.
 
-    A file for a network of timm is taken to expect what timm's own weights for that network do, if its first
-    kernel is for RGB.
+    A file for a network of timm is assumed to have the contract of timm's own weights, if its first kernel is
+    for RGB.
 
     Args:
         source: the network's name, or a network of the caller.
         weights: as `create_encoder` takes them.
-        row: of the weights; None for timm's own, and where a file is not at hand.
+        row: the row of the weights; None for timm's own weights and for a file that is missing.
     """
     if weights is None:
         return None, ""
@@ -188,7 +188,7 @@ def timm_contract(source: str) -> InputContract | None:
 
 
 def timm_licence(source: str) -> str:
-    """The licence of timm's own weights for `timm:NAME`, as timm names it."""
+    """The licence of timm's own weights for `timm:NAME`, as timm states it."""
     config = get_pretrained_cfg(source.removeprefix("timm:"), allow_unregistered=True)
     licence = config.license if config is not None else None
     return licence or "see timm's model card"

@@ -1,7 +1,7 @@
-"""A U-Net decoder for any encoder: built from the channels and strides that the encoder declares.
+"""A U-Net decoder for any encoder: built from the encoder's declared channels and strides.
 
 U-Net: Ronneberger et al. 2015 (arXiv:1505.04597); in 3D: Çiçek et al. 2016 (arXiv:1606.06650).
-Blocks are MONAI's (`UnetBasicBlock`: two times convolution, norm, leaky ReLU).
+Blocks are MONAI's (`UnetBasicBlock`: convolution, norm, leaky ReLU, twice).
 """
 
 import math
@@ -21,21 +21,21 @@ class Decoder(nn.Module):
     """From coarse to fine: reduce channels, enlarge, join the encoder's map of that size, convolve twice.
 
     If the encoder's first map is coarser than the input, more steps join a shallow branch that sees the input
-    itself, so that the answer has the input's resolution; unless `full_resolution` is off. One step enlarges
-    at most four-fold: beside a vision transformer, whose maps have stride 16, the branch has maps at 1 and 4.
+    itself, so that the output has the input's resolution, unless `full_resolution` is off. One step enlarges
+    at most four-fold: for a vision transformer, whose maps have stride 16, the branch has maps at 1 and 4.
 
     Args:
         in_channels: channels of the input volume.
-        encoder_channels: of each encoder level, fine to coarse.
+        encoder_channels: channels of each encoder level, fine to coarse.
         encoder_strides: voxels per position of each level, (depth, height, width).
-        channels: of each decoder level, fine to coarse; as many as there are levels below the
-            deepest, counting those of the input branch.
+        channels: channels of each decoder level, fine to coarse; one number per level but the deepest, those
+            of the input branch included.
         norm: "instance", "batch" or "group", as MONAI names them.
-        full_resolution: go on to the input's resolution, with that branch; False: the first map has the
+        full_resolution: continue to the input's resolution, with that branch; False: the first map has the
             resolution of the encoder's.
 
     Raises:
-        ShapeError: strides do not grow, there is but one, or `channels` has the wrong length.
+        ShapeError: strides do not grow, there is only one, or `channels` has the wrong length.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Decoder(nn.Module):
         self.ratios = _ratios(strides)
         if not self.ratios:
             raise ShapeError(
-                f"a decoder joins two resolutions or more; here is one, of stride {strides[0]}: "
+                f"a decoder needs two resolutions or more; there is only one, of stride {strides[0]}: "
                 "use more levels of the encoder, or the head convolution"
             )
         widths = list(channels or default_channels(strides))
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         return maps
 
     def _details(self, volume: Tensor) -> list[Tensor]:
-        """Maps of the input branch, fine to coarse; each coarser one sees means of the one before."""
+        """Maps of the input branch, fine to coarse; each coarser map sees means of the one before."""
         if not self.has_input_branch:
             return []
         maps = [self.input_branch(volume)]
@@ -112,14 +112,14 @@ class Decoder(nn.Module):
 
 
 class SubpixelHead(nn.Module):
-    """Class logits of all the voxels that a position stands for, from one 1×1×1 convolution.
+    """Class logits of all voxels that a map position covers, from one 1×1×1 convolution.
 
-    Sub-pixel convolution: Shi et al. 2016 (arXiv:1609.05158), in 3D. At the start all voxels of a
+    Sub-pixel convolution: Shi et al. 2016 (arXiv:1609.05158), in 3D. At initialisation all voxels of a
     position get the same logits (as in ICNR, Aitken et al. 2017, arXiv:1707.02937).
 
     Args:
-        channels: of the map.
-        num_classes: logits of a voxel.
+        channels: channels of the map.
+        num_classes: logits per voxel.
         stride: voxels per position, (depth, height, width).
     """
 
@@ -151,9 +151,10 @@ def default_channels(strides: Sequence[Triple]) -> list[int]:
 
 
 def fit(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Crop or repeat the far ends of `(B, C, D, H, W)` so that it has that (depth, height, width).
+    """Crop `(B, C, D, H, W)` at its far ends, or repeat them, to that (depth, height, width).
 
-    Strided layers start at the first voxel, so sizes that do not divide differ at the far end only.
+    Strided layers start at the first voxel, so sizes that the stride does not divide differ at the far end
+    only.
     """
     have = x.shape[DEPTH:]
     if any(h < s for h, s in zip(have, size, strict=True)):
@@ -187,7 +188,7 @@ def _detail_strides(first: Triple) -> list[Triple]:
     stride = first
     while max(stride) > 4:
         finer = tuple(s // 4 if s % 4 == 0 else s // 2 if s % 2 == 0 else s for s in stride)
-        if finer == stride:  # 7: one step does it all
+        if finer == stride:  # 7: one step is enough
             break
         stride = to_triple(finer)
         strides.insert(0, stride)
@@ -195,7 +196,7 @@ def _detail_strides(first: Triple) -> list[Triple]:
 
 
 def _kernel(stride: Triple, ratio: tuple[float, ...]) -> Triple:
-    """3 along each axis; 1 along depth while the encoder holds depth back (voxels still anisotropic)."""
+    """3 along each axis; 1 along depth while the encoder delays depth strides (anisotropic voxels)."""
     held = stride[0] < max(stride) or (stride[0] == 1 and ratio[0] == 1)
     return (1 if held else 3, 3, 3)
 

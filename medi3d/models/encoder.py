@@ -1,4 +1,4 @@
-"""What decoders and heads need to know of an encoder, as `timm`'s `FeatureInfo` says it of 2D networks."""
+"""What decoders and heads need to know about an encoder, like `timm`'s `FeatureInfo` for 2D networks."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -11,7 +11,7 @@ from medi3d.errors import SourceError
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A network from a volume to feature maps, fine to coarse. Any module that has these is one."""
+    """A network from a volume to feature maps, fine to coarse: any module with these attributes."""
 
     @property
     def in_channels(self) -> int:
@@ -30,15 +30,15 @@ class Encoder(Protocol):
 
 
 def as_encoder(network: nn.Module) -> Encoder:
-    """The network, if it declares what an encoder does.
+    """Return the network if it declares an encoder's attributes.
 
     Raises:
-        SourceError: it does not; names what is missing.
+        SourceError: it does not; the message names what is missing.
     """
     missing = [name for name in ("in_channels", "out_channels", "strides") if not hasattr(network, name)]
     if missing or not isinstance(network, Encoder):
         raise SourceError(
             f"{type(network).__name__} is not an encoder: it lacks {', '.join(missing)}; "
-            "medi3d.create_encoder makes one of a 2D network"
+            "medi3d.create_encoder makes one from a 2D network"
         )
     return network

@@ -29,7 +29,7 @@ from medi3d.weights.rows import WeightsRow
 log = logging.getLogger("medi3d")
 
 LEAN_UNET = "unet"
-"""Source of the lean 3D U-Net that every comparison needs as its baseline; it has no 2D origin."""
+"""Source of the lean 3D U-Net, the baseline of every comparison; it has no 2D origin."""
 
 
 def create_encoder(
@@ -49,39 +49,39 @@ def create_encoder(
 ) -> nn.Module:
     """A 3D encoder: `(B, C, D, H, W)` -> list of feature maps; has `.out_channels` and `.strides`.
 
-    2D weights are loaded before inflation, 3D weights after it. Without weights the 3D kernels are
-    drawn anew, so that a network "from scratch" does not start constant along depth.
+    2D weights are loaded before inflation, 3D weights after it. Without weights the 3D kernels are redrawn,
+    so that a network "from scratch" does not start constant along depth.
 
     Args:
         source: `timm:NAME`, `torchvision:NAME`, `monai:NAME`, `inception_v1`; `medicalnet:NAME`,
-            `unet3d`, `unet`, which are 3D from the start; the path of an artifact (which brings its own
-            plan, profile and weights: others are refused); or a 2D network that returns a list of maps and
-            keeps its weights.
+            `unet3d`, `unet`, which are natively 3D; the path of an artifact (which has its own plan, profile
+            and weights: others are refused); or a 2D network that returns a list of maps and keeps its
+            weights.
         weights: a catalogue row, `timm` (timm's own), `file:PATH` or `file:PATH#PART` (one of several sets
             of weights in a file), `hf:ORG/NAME[@REVISION][/FILE]`, or None.
         plan: kernels along depth.
         in_channels: channels of the volumes.
         profile: depth profile, see `medi3d.inflation.kernels`.
-        levels: use the first so many maps only; None: all.
-        contract: take data in [-1, 1] to what the weights expect (`medi3d.models.contract`); False
-            leaves that to you; what `Normaliser.to_dict` gave takes it to that.
+        levels: number of maps to use, from the finest; None: all.
+        contract: map data in [-1, 1] to what the weights expect (`medi3d.models.contract`); False leaves that
+            to you; the output of `Normaliser.to_dict` is used in place of the weights' own.
         read_weights: False builds the network for these weights, but leaves them unread.
-        allow_inexact: return a network that failed its proof, with the report.
-        proof: False leaves the proof out, for a network and a plan that are proven elsewhere.
+        allow_inexact: return a network even if its proof failed, with the report.
+        proof: False skips the proof, for a network and a plan that are proven elsewhere.
         edit: changes the 2D network in place, after 2D weights are read and before it is inflated.
-        size: height and width of the volumes in voxels, for transformers that take but one size of images and
+        size: height and width of the volumes in voxels, for transformers that take a single image size and
             are built for it; their weights are resampled to it. None: their own size. Smaller volumes are
-            padded inside the encoder, larger ones refused. Networks that take any size ignore it. A
-            network of yours whose images are not square is given their (height, width).
+            padded inside the encoder, larger ones refused. Networks that take any size ignore it. For your
+            own network with images that are not square, give (height, width).
 
     Raises:
-        SourceError, WeightsError, PlanError, InexactError: as `inflate` and `load_weights` say.
+        SourceError, WeightsError, PlanError, InexactError: see `inflate` and `load_weights`.
     """
     if levels is not None and levels < 1:
         raise SourceError(f"an encoder needs at least 1 level, not {levels}")
     if source == LEAN_UNET:
         if weights is not None:
-            raise SourceError(f"the lean U-Net has no pretrained weights, but {weights!r} is asked for")
+            raise SourceError(f"the lean U-Net has no pretrained weights, but {weights!r} was requested")
         return PlainEncoder(in_channels, PLAIN_CHANNELS[:levels])
     if isinstance(source, str) and source.endswith(".safetensors"):
         return _load_encoder(source, weights, plan, profile, in_channels, levels)
@@ -99,7 +99,7 @@ def create_encoder(
     known = contract if isinstance(contract, Mapping) else None
     row = None if known and not read_weights else _row(weights, read_weights)
     if row is not None and read_weights:
-        find_weights(row)  # told now if it is missing: 3D weights are read after the proof
+        find_weights(row)  # fail now if it is missing: 3D weights are read after the proof
     report: LoadReport | None = None
     if row is not None and row.dimensions == 2 and read_weights:
         report = load_weights(net2d, row, whole=_whole(source), keep_stem=True)
@@ -143,11 +143,11 @@ def create_encoder(
 
 
 def _row(weights: str | None, read_weights: bool) -> WeightsRow | None:
-    """The row of the weights; None for timm's own, and for a file that need not be there."""
+    """The row of the weights; None for timm's own, and for a file that may be missing."""
     if weights in (None, "timm"):
         return None
     path = split_part(str(weights).removeprefix("file:"))[0]
-    # Of files only .safetensors, which may be an artifact, can say what input its weights expect.
+    # The only files that can state what input their weights expect are .safetensors, which may be artifacts.
     optional = str(weights).startswith("file:") and not path.endswith(".safetensors")
     if not read_weights and optional and not Path(path).is_file():
         return None
@@ -155,14 +155,14 @@ def _row(weights: str | None, read_weights: bool) -> WeightsRow | None:
 
 
 def _whole(source: str | nn.Module) -> Callable[[], nn.Module | None]:
-    """Gives the network that an encoder by name is the first part of."""
+    """Builds the full network whose first part is the encoder of that name."""
     return lambda: whole_network(source) if isinstance(source, str) else None
 
 
 def _facts(
     source: str | nn.Module, weights: str | None, row: WeightsRow | None, report: LoadReport | None
 ) -> dict[str, Any]:
-    """What a report and an artifact say of the weights."""
+    """The description of the weights in reports and artifacts."""
     if report is not None:
         return {"name": report.weights, **report.to_dict()}
     if weights == "timm":
@@ -173,14 +173,14 @@ def _facts(
 def _source_network(
     source: str | nn.Module, weights: str | None, levels: int | None, read_weights: bool, size: int | None
 ) -> nn.Module:
-    """The 2D network to inflate, the caller's own as a copy; refuse options that it could not follow."""
+    """The 2D network to inflate, the caller's own as a copy; refuse options that do not apply to it."""
     if isinstance(source, nn.Module):
         if levels is not None or weights == "timm":
             option = "levels" if levels is not None else "weights='timm'"
             raise SourceError(f"{option} belongs to a source by name; {type(source).__name__} is a network")
         return copy_of(baked(source))
     if weights == "timm" and not source.startswith("timm:"):
-        raise SourceError(f"weights 'timm' are for sources timm:NAME; {source!r} is none of them")
+        raise SourceError(f"weights 'timm' are for sources timm:NAME; {source!r} is not one")
     return build_source(source, levels=levels, pretrained=weights == "timm" and read_weights, size=size)
 
 
@@ -205,7 +205,7 @@ def _check_maps(encoder: Inflated, source: nn.Module) -> None:
     encoder.train(training)
     if not isinstance(maps, list) or any(not isinstance(x, Tensor) or x.dim() != 5 for x in maps):
         raise SourceError(
-            f"{type(source).__name__} is no encoder: it must return a list of feature maps (N, C, H, W), "
+            f"{type(source).__name__} is not an encoder: it must return a list of feature maps (N, C, H, W), "
             "as timm's networks do with features_only=True"
         )
 
@@ -220,7 +220,7 @@ def _load_encoder(
 ) -> nn.Module:
     encoder = load_artifact(path)
     wanted = plan if isinstance(plan, KernelPlan) else KernelPlan.named(plan)
-    if wanted not in (encoder.plan, KernelPlan.isotropic()):  # isotropic is what nobody asked for
+    if wanted not in (encoder.plan, KernelPlan.isotropic()):  # isotropic is the default, not a request
         raise SourceError(
             f"the artifact {path} has the plan {encoder.plan.name!r}, not {wanted.name!r}; inflate its source"
         )
@@ -229,14 +229,14 @@ def _load_encoder(
     if levels not in (None, len(encoder.levels)):
         raise SourceError(f"the artifact {path} has {len(encoder.levels)} levels, not {levels}")
     if weights is not None:
-        raise SourceError(f"the artifact {path} has its weights; leave out {weights!r}")
+        raise SourceError(f"the artifact {path} has its own weights; leave out {weights!r}")
     if encoder.in_channels != in_channels:
         raise SourceError(f"the artifact {path} takes {encoder.in_channels} channels, not {in_channels}")
     return encoder
 
 
 def _tell_inflated(report: LoadReport, net2d: nn.Module, network: nn.Module) -> None:
-    """Say of 2D weights that were loaded before inflation what inflation made of them."""
+    """Update the report of 2D weights, loaded before inflation, with what inflation did to them."""
     before, after = net2d.state_dict(), network.state_dict()
     for name in [name for name in report.matched if name in before and name in after]:
         flat, deep = before[name].shape, after[name].shape
@@ -251,14 +251,15 @@ def _tell_inflated(report: LoadReport, net2d: nn.Module, network: nn.Module) -> 
 
 
 def draw_kernels(encoder: Inflated) -> None:
-    """Draw every kernel with depth anew, independent in each tap, with the variance that keeps activations.
+    """Redraw every kernel with depth, independent in each tap, with the variance that preserves activations.
 
     Where the 2D kernel has variance v, N independent taps need v/N each.
     """
     for rule in encoder.rules().values():
         taps = rule.weight.shape[2] if isinstance(rule, ConvRule) else 1
         if isinstance(rule, ConvRule) and taps > 1:
-            # Over all taps its deviation is the 2D one by N; as it is; or, one tap of N filled, by √N.
+            # Std over all taps: the 2D one divided by N; unchanged; or, with one of N taps filled, divided by
+            # √N.
             times = {"mean": taps, "repeat": 1}.get(rule.profile, taps**0.5)
             spread = float(rule.weight.detach().std()) * times if rule.weight.numel() > taps else 1.0
             nn.init.normal_(rule.weight, std=spread / taps**0.5)

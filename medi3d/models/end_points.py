@@ -1,4 +1,4 @@
-"""End points: layers of a network by name, and the feature maps that they give."""
+"""End points: layers of a network by name, and their feature maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from medi3d.errors import ShapeError, SourceError
 from medi3d.inflation.network import Inflated
 
 NEAR = 8
-"""Names that are listed for an unknown end point."""
+"""Number of names listed for an unknown end point."""
 
 ANOTHER = "name another layer, or level1, level2, ..."
 
 
 @dataclass(frozen=True)
 class EndPoint:
-    """Where features are taken: what a module gives, or of an encoder's list of maps the one at `level`."""
+    """Where features are taken: a module's output, or the map at `level` in an encoder's list of maps."""
 
     path: str
     level: int | None = None
 
 
 def end_point(network: nn.Module, name: str) -> EndPoint:
-    """The end point of that name: a layer by its path, or the end of it (`Mixed_5c`); or `level1`, ...
+    """The end point of that name: a layer by its path or the end of its path (`Mixed_5c`), or `level1`, ...
 
-    Levels are the maps that an encoder gives, fine to coarse. Of several layers the outermost one is meant.
+    Levels are the encoder's maps, fine to coarse. Of several matching layers the outermost is used.
 
     Raises:
-        SourceError: there is none (near ones are listed), or there are several at the same depth.
+        SourceError: no layer matches (similar names are listed), or several do at the same depth.
     """
     levels = {f"level{k + 1}": EndPoint(_path_of_encoder(network), k) for k in range(_levels(network))}
     if name in levels:
@@ -44,19 +44,19 @@ def end_point(network: nn.Module, name: str) -> EndPoint:
     outermost = min(path.count(".") for path in hits)
     hits = [path for path in hits if path.count(".") == outermost]
     if len(hits) > 1:
-        raise SourceError(f"the end point {name!r} is there {len(hits)} times: say {' or '.join(hits[:4])}")
+        raise SourceError(f"the end point {name!r} matches {len(hits)} layers: use {' or '.join(hits[:4])}")
     return EndPoint(hits[0])
 
 
 @torch.inference_mode()
 def features_at(network: nn.Module, place: EndPoint, image: Tensor) -> Tensor:
-    """What `place` gives for one clip or volume `(1, C, D, H, W)`: `(1, C', D', H', W')`, or vectors.
+    """Output of `place` for one clip or volume `(1, C, D, H, W)`: `(1, C', D', H', W')`, or vectors.
 
-    Vectors are `(1, C', D')`, or `(1, C')` where depth is gone. Of a network that looks at windows of time,
-    what they give follows one after another along D'.
+    Vectors are `(1, C', D')`, or `(1, C')` where depth is gone. For a network that runs on windows of time,
+    the windows' outputs are concatenated along D'.
 
     Raises:
-        ShapeError: the layer gives no map of the image, or is used several times.
+        ShapeError: the layer's output is not a map of the image, or it runs several times.
     """
     given: list[Tensor] = []
     turns: list[None] = []
@@ -67,14 +67,14 @@ def features_at(network: nn.Module, place: EndPoint, image: Tensor) -> Tensor:
         output = output if place.level is None else output[place.level]
         if not isinstance(output, Tensor) or output.dim() not in ((2, 4) if fold else (2, 5)):
             kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ShapeError(f"{place.path or 'the network'} gives {kind}: no map; {ANOTHER}")
+            raise ShapeError(f"{place.path or 'the network'} gives {kind}, not a map; {ANOTHER}")
         maps = fold.unfold(output) if fold else output
         if maps.dim() == 5 and not _is_map_of(image, maps):
             raise ShapeError(
                 f"{place.path} gives {tuple(maps.shape)} for {tuple(image.shape)}: height and width are not "
                 f"its last axes; {ANOTHER}"
             )
-        given.append(maps.clone())  # the layers behind may change it in place
+        given.append(maps.clone())  # later layers may change it in place
 
     hooks = [layer.register_forward_hook(keep)]
     if owner is not None:
@@ -98,7 +98,7 @@ def _is_map_of(image: Tensor, maps: Tensor) -> bool:
 
 
 def _owner(network: nn.Module, path: str) -> nn.Module | None:
-    """The inflated network that a layer is part of, itself included; of other layers the encoder, if any."""
+    """The inflated network that a layer is part of, itself included; for other layers the encoder, if any."""
     parts = path.split(".")
     around = [network.get_submodule(".".join(parts[:count])) for count in range(len(parts), -1, -1)]
     inflated = next((module for module in around if isinstance(module, Inflated)), None)

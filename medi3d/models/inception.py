@@ -60,13 +60,14 @@ LAYERS = (
 """The trunk in order; each is an end point that can be asked for."""
 
 DEFAULT_END_POINTS = ("Conv3d_1a_7x7", "Conv3d_2c_3x3", "Mixed_3c", "Mixed_4f", "Mixed_5c")
-"""The last layer at each resolution, strides 2, 4, 8, 16, 32: what a U-Net decoder takes."""
+"""The last layer at each resolution, strides 2, 4, 8, 16, 32: the input of a U-Net decoder."""
 
 
 class BatchNormWithoutScale(nn.BatchNorm2d):
     """Batch normalisation that shifts but does not scale, as published (eps 1e-3, no gamma).
 
-    `weight` is None rather than frozen ones: the checkpoints have no such tensor, so the state dict has none.
+    `weight` is None, not a frozen tensor of ones: the checkpoints have no such tensor, so the state dict has
+    none.
     """
 
     def __init__(self, channels: int) -> None:
@@ -146,8 +147,8 @@ class Logits(nn.Module):
 class InceptionV1(nn.Sequential):
     """The trunk as an encoder: image (N, in_channels, H, W) -> list of feature maps, one per end point.
 
-    `out_channels` and `strides` say what each map offers. Only layers up to the last end point are built.
-    A `stem_stride` of 1 (published: 2) halves every stride, for volumes too small to lose half at once.
+    `out_channels` and `strides` describe each map. Only layers up to the last end point are built.
+    A `stem_stride` of 1 (published: 2) halves every stride, for volumes too small to be halved at once.
 
     Raises:
         SourceError: an end point that the network does not have.

@@ -1,4 +1,4 @@
-"""What a network would be under a plan, without weights and without the proof."""
+"""Describe a network under a plan, without weights and without the proof."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +34,7 @@ def inspect_source(source: str, plan: KernelPlan, *, in_channels: int = 1, size:
 
 
 def _level(level: Level) -> dict[str, Any]:
-    """A row under the names that `medi3d inflate --json` has too."""
+    """A row with the keys of `medi3d inflate --json`."""
     return {
         "channels": level.channels,
         "stride": level.stride,
@@ -54,8 +54,8 @@ def _encoder(source: str, plan: KernelPlan, in_channels: int, size: int) -> Infl
 
 @torch.no_grad()
 def _multiply_adds(encoder: Inflated, size: int) -> int:
-    """Counted by torch while the network runs once, without contents."""
-    twin: Any = dry_twin(encoder).requires_grad_(False)  # the counter follows gradients, here are none
+    """Count by torch in one run of the network on tensors without data."""
+    twin: Any = dry_twin(encoder).requires_grad_(False)  # the counter follows gradients; there are none here
     counter = FlopCounterMode(display=False)
     with counter:
         twin(torch.zeros(1, twin.in_channels, size, size, size, device="meta"))

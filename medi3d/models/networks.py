@@ -37,7 +37,7 @@ class NetworkSettings:
     in_channels: int = 1
     """channels of the volumes or clips"""
     contract: bool = True
-    """take data in [-1, 1] to the range, mean and std that the weights expect"""
+    """map data in [-1, 1] to the range, mean and std that the weights expect"""
     levels: int | None = None
     """encoder levels to use, fine to coarse; null: all"""
     decoder_channels: list[int] | None = None
@@ -45,12 +45,12 @@ class NetworkSettings:
     norm: str = "instance"
     """norm of the decoder: instance, batch, group"""
     head: str = "convolution"
-    """of a segmenter: convolution, on decoder maps at full resolution; subpixel, all voxels of a position of
-    the encoder's finest map at once, in half the time"""
+    """head of a segmenter: convolution, on decoder maps at full resolution; subpixel, all voxels of a
+    position of the encoder's finest map at once, in half the time"""
     deep_supervision: bool = False
-    """compare the coarser decoder levels with the label too"""
+    """also compute the loss on the coarser decoder levels"""
     dropout: float = 0.5
-    """share of features dropped before a classifier's linear layer"""
+    """fraction of features dropped before a classifier's linear layer"""
 
     def __post_init__(self) -> None:
         for key in ("source", "weights", "plan", "profile"):
@@ -66,7 +66,7 @@ class NetworkSettings:
             raise ConfigError(f"network.levels is {self.levels}: it must be 1 or more, or null for all")
 
     def encoder_options(self) -> dict[str, Any]:
-        """Options of `create_encoder`, weights apart; what is null is left to its defaults."""
+        """Options of `create_encoder` without the weights; null leaves its defaults."""
         options = {
             "plan": self.plan,
             "profile": self.profile,
@@ -77,7 +77,7 @@ class NetworkSettings:
         return {key: value for key, value in options.items() if value is not None}
 
     def decoder_options(self) -> dict[str, Any]:
-        """Options of `create_segmenter` beside those of its encoder."""
+        """Options of `create_segmenter` other than those of its encoder."""
         return {
             "channels": self.decoder_channels,
             "norm": self.norm,
@@ -98,15 +98,15 @@ def create_network(
 ) -> nn.Module:
     """The network of a config: a segmenter for task "segmentation", a classifier for "classification".
 
-    With `read_weights=False` it is the network for a checkpoint that holds them: the same in every
-    way, the input contract of its weights included, but their file is not read. `proof=False` also leaves
-    out the proof of exactness, which would prove the random weights that the checkpoint replaces. `contract`
-    is what the checkpoint says of its input, in place of what the weights say. `size` is the height and width
-    of what the network will see, for transformers that take but one size (`create_encoder`).
+    With `read_weights=False` it is the network for a checkpoint that holds the weights: identical, including
+    the weights' input contract, but their file is not read. `proof=False` also skips the proof of exactness,
+    which would prove the random weights that the checkpoint replaces. `contract` is the checkpoint's input
+    contract, in place of the weights'. `size` is the height and width of the input, for transformers that
+    take a single size (`create_encoder`).
 
     Raises:
-        ConfigError: another task.
-        SourceError: a video network is given a plan, a profile or levels; it has its own.
+        ConfigError: unknown task.
+        SourceError: a plan, a profile or levels for a video network, which has its own.
     """
     if task not in ("segmentation", "classification"):
         raise ConfigError(f"task is {task!r}: use segmentation or classification")
@@ -119,7 +119,7 @@ def create_network(
     if contract is not None:
         options["contract"] = contract
     encoder = create_encoder(settings.source, **options, proof=proof, size=size)
-    torch.manual_seed(rest_seed)  # decoder and head start the same, whatever filled the encoder
+    torch.manual_seed(rest_seed)  # decoder and head start the same for any encoder weights
     if task == "classification":
         return create_classifier(encoder, num_classes=num_classes, dropout=settings.dropout)
     return create_segmenter(encoder, num_classes=num_classes, **settings.decoder_options())
@@ -137,22 +137,22 @@ def create_segmenter(
 ) -> nn.Module:
     """A segmentation network for volumes: `(B, C, D, H, W)` -> `(B, num_classes, D, H, W)`, any size.
 
-    A 2D network that gives one map of its image's size is a segmentation network already: it is inflated
+    A 2D network whose output is one map of its image's size is already a segmentation network: it is inflated
     whole, with a fresh head, and keeps its own decoder (docs/segmentation_networks.md).
 
     Args:
         encoder_or_source: an encoder, or a source for `create_encoder`; `unet` is the lean baseline; or a 2D
             segmentation network.
-        num_classes: classes of a voxel, background included; 1 for one channel that a sigmoid follows.
-        channels: of the decoder levels, fine to coarse; None: 16, 32, 64, 96, 128.
-        norm: of the decoder: instance, batch or group.
+        num_classes: number of classes, background included; 1 for one channel followed by a sigmoid.
+        channels: channels of the decoder levels, fine to coarse; None: 16, 32, 64, 96, 128.
+        norm: norm of the decoder: instance, batch or group.
         deep_supervision: in training mode return logits of all decoder levels, finest first.
         head: convolution, on decoder maps at full resolution; or subpixel, all voxels of a position of the
             encoder's finest map at once, in half the time.
         encoder_options: `weights`, `plan`, `in_channels`, `profile`, `levels`, `size` of `create_encoder`.
 
     Raises:
-        ShapeError: no class, or strides that a U-Net cannot join.
+        ShapeError: fewer than one class, or strides that a U-Net cannot join.
     """
     _check_classes(num_classes)
     source, size = encoder_or_source, encoder_options.get("size")
@@ -173,7 +173,7 @@ def create_classifier(
     """A classification network for clips or volumes: `(B, C, T, H, W)` -> `(B, num_classes)`.
 
     Arguments as for `create_segmenter`, one class for a regression; a name of `medi3d.models.video`
-    (docs/video.md) gives that network, with its own layers, kernel plan and head (`create_video`).
+    (docs/video.md) builds that network, with its own layers, kernel plan and head (`create_video`).
     """
     _check_classes(num_classes)
     if isinstance(encoder_or_source, str) and encoder_or_source in VIDEO:
@@ -186,14 +186,14 @@ def _encoder(encoder_or_source: str | nn.Module, options: dict[str, Any]) -> nn.
         assert isinstance(encoder_or_source, nn.Module)
         if options:
             raise SourceError(
-                f"options {sorted(options)} belong to a source; an encoder is given, already built"
+                f"options {sorted(options)} belong to a source; the encoder given is already built"
             )
         return encoder_or_source
     return create_encoder(encoder_or_source, **options)
 
 
 def _is_encoder(source: object) -> bool:
-    """Whether it declares maps; a 2D network may have `strides` of another meaning (MONAI's U-Net)."""
+    """Whether it declares maps; a 2D network may use `strides` in another sense (MONAI's U-Net)."""
     return hasattr(source, "strides") and isinstance(getattr(source, "out_channels", None), (list, tuple))
 
 

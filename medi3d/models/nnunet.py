@@ -1,8 +1,8 @@
 """nnU-Net's encoders, plain and residual, for images and for volumes; parameters have its names.
 
 Isensee et al. 2021, "nnU-Net" (doi:10.1038/s41592-020-01008-z) and 2024, "nnU-Net revisited"
-(arXiv:2404.09556). Six stages of 3×3(×3) convolutions with instance norm and leaky ReLU; the first keeps
-the resolution, each of the others halves it.
+(arXiv:2404.09556). Six stages of 3×3(×3) convolutions with instance norm and leaky ReLU; the first keeps the
+resolution, the others halve it.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from medi3d.errors import SourceError
 FEATURES = (32, 64, 128, 256, 320, 320)
 """Channels of the stages; nnU-Net plans at most 320 for volumes."""
 CONVOLUTIONS = 2
-"""Per stage of the plain encoder."""
+"""Convolutions per stage of the plain encoder."""
 BLOCKS = (1, 3, 4, 6, 6, 6)
 """Residual blocks per stage, as in nnU-Net's ResEnc presets."""
 
@@ -30,7 +30,7 @@ class NnUNetEncoder(nn.Module):
         dims: 2 for images `(N, C, H, W)`, 3 for volumes `(B, C, D, H, W)`.
         residual: the residual encoder (with a stem) in place of the plain one.
         in_channels: channels of the input.
-        levels: stages to build; None: all six.
+        levels: number of stages to build; None: all six.
         features: channels of the stages.
 
     Raises:
@@ -62,7 +62,7 @@ class NnUNetEncoder(nn.Module):
             before = after
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """`(N, C, H, W)` or `(B, C, D, H, W)` -> a map of every stage."""
+        """`(N, C, H, W)` or `(B, C, D, H, W)` -> one map per stage."""
         if self.stem is not None:
             x = self.stem(x)
         maps = []
@@ -73,7 +73,7 @@ class NnUNetEncoder(nn.Module):
 
 
 class _Unit(nn.Module):
-    """Convolution, instance norm, leaky ReLU unless another follows a sum."""
+    """Convolution, instance norm, and leaky ReLU unless a sum follows."""
 
     def __init__(
         self, dims: int, before: int, after: int, kernel: int, stride: int, *, active: bool = True

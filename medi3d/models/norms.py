@@ -1,4 +1,4 @@
-"""Norm layers of a network exchanged, frozen, or given statistics of the volume."""
+"""Replace or freeze a network's norm layers."""
 
 import math
 
@@ -20,8 +20,8 @@ class VolumeNorm(nn.Module):
 
     Args:
         layer: the batch norm.
-        groups: of channels that are normalised together; as many as channels is instance norm.
-        fold: of an inflated network, whose layers see folded tensors `(B·D, C, H, W)`; None for 5-D ones.
+        groups: number of groups of channels normalised together; one per channel is instance norm.
+        fold: fold of an inflated network, whose layers see tensors `(B·D, C, H, W)`; None for 5-D ones.
     """
 
     weight: nn.Parameter | None
@@ -36,7 +36,7 @@ class VolumeNorm(nn.Module):
         self.act = getattr(layer, "act", nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the shape that the batch norm took, to the same shape."""
+        """Normalise a tensor of the batch norm's input shape; the shape stays."""
         return self.act(self.drop(self._norm(x, self.weight, self.bias)))
 
     def normalise(self, x: Tensor) -> Tensor:
@@ -66,10 +66,10 @@ def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def convert_norms(encoder: nn.Module, norm: str) -> nn.Module:
-    """Put instance or group norm in place of every batch norm, in the encoder itself; gives it back.
+    """Replace every batch norm by instance or group norm, in place, and return the encoder.
 
     Args:
-        encoder: inflated, or 3D from the start.
+        encoder: an inflated or natively 3D encoder.
         norm: "instance" or "group" (of channels in 8 groups, or fewer where they do not divide).
     """
     fold = encoder.fold if isinstance(encoder, Inflated) else None
@@ -81,7 +81,7 @@ def convert_norms(encoder: nn.Module, norm: str) -> nn.Module:
 
 
 def freeze_norms(encoder: nn.Module) -> list[nn.Module]:
-    """Batch norms, which after this ask for no gradient; in evaluation mode they stay as they are."""
+    """Turn off gradients of the batch norms and return them; in evaluation mode they do not change."""
     layers = list(batch_norms(encoder).values())
     for layer in layers:
         layer.requires_grad_(False)

@@ -11,7 +11,7 @@ from medi3d.models.segmenter import finest_head
 
 
 class NoView(nn.Module):
-    """Stands in the decoder for its own view of the input: all that is restored went through the encoder."""
+    """Replaces the decoder's own view of the input, so that everything restored went through the encoder."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -27,13 +27,13 @@ def create_pretext_network(settings: NetworkSettings, outputs: int, **options: A
 
     Args:
         settings: the network.
-        outputs: channels of the answer.
+        outputs: channels of the output.
         options: `read_weights`, `proof`, `contract` and `size` of `create_network`.
 
     Raises:
-        ConfigError: the encoder cannot be kept as an artifact.
+        ConfigError: the encoder cannot be saved as an artifact.
     """
-    # A segmenter has two classes at least; its heads are replaced anyway.
+    # A segmenter needs at least two classes; its heads are replaced anyway.
     network: Any = create_network(settings, "segmentation", max(2, outputs), **options)
     if not isinstance(network.encoder, Inflated):
         raise ConfigError(

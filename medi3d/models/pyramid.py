@@ -1,9 +1,9 @@
 """Feature maps of a classification network: the last map at each resolution, found by tracing it once.
 
 torchvision and MONAI publish networks that end in logits. Their computation is traced symbolically
-(`torch.fx`) and run on one image; of all maps `(N, C, H, W)` between blocks the last at each stride is
-what an encoder gives. What comes after the last one, the pooling and the classifier, is cut off.
-Parameters keep the names that the library gave them, so that its published state dicts fit.
+(`torch.fx`) and run on one image; the encoder's maps are the last map `(N, C, H, W)` between blocks at each
+stride. What comes after the last one, the pooling and the classifier, is cut off. Parameters keep the names
+that the library gave them, so that its published state dicts fit.
 """
 
 from itertools import pairwise
@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from medi3d.errors import SourceError
 
 IMAGE_SIZE = 128
-"""Height and width of the image that is traced, in pixels: two positions are left at stride 64."""
+"""Height and width of the image that is traced, in pixels: two positions remain at stride 64."""
 
 BLOCKS = frozenset(
     {
@@ -25,23 +25,23 @@ BLOCKS = frozenset(
     }
 )
 """Classes of torchvision and MONAI that are kept whole: maps are taken between blocks, never inside one,
-where a strided block has already widened what the block before it gave."""
+where a strided block has already widened the output of the block before it."""
 
 _POOLS_TO_FIXED_SIZE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
 def extract_pyramid(net2d: nn.Module, levels: int | None = None) -> nn.Module:
-    """The part of a classification network that gives its feature maps, as a list, fine to coarse.
+    """The part of a classification network that returns its feature maps as a list, fine to coarse.
 
-    What a network does in training alone must happen inside its blocks or in modules without children:
-    it is traced in evaluation mode.
+    Steps that run only in training must lie inside blocks or modules without children: the network is
+    traced in evaluation mode.
 
     Args:
-        net2d: takes `(N, C, H, W)`; put into evaluation mode and taken apart.
-        levels: give only the first so many maps and drop the layers behind; None: all.
+        net2d: takes `(N, C, H, W)`; put into evaluation mode and modified.
+        levels: number of maps to return, from the finest; later layers are dropped; None: all.
 
     Raises:
-        SourceError: it cannot be traced, or its maps are no pyramid of `(N, C, H, W)`.
+        SourceError: it cannot be traced, or its maps are not a pyramid of `(N, C, H, W)`.
     """
     name = type(net2d).__name__
     graph, root = _trace(net2d.eval(), name)
@@ -51,7 +51,7 @@ def extract_pyramid(net2d: nn.Module, levels: int | None = None) -> nn.Module:
     if len(maps) < 2 or any(coarse != 2 * fine for fine, coarse in pairwise(maps)):
         raise SourceError(
             f"{name} has no feature maps (N, C, H, W) that halve from stage to stage (strides {list(maps)}): "
-            "it is no image encoder"
+            "it is not an image encoder"
         )
     if levels is not None and levels > len(maps):
         raise SourceError(f"levels is {levels}: {name} has {len(maps)} feature maps")
@@ -68,7 +68,7 @@ def extract_pyramid(net2d: nn.Module, levels: int | None = None) -> nn.Module:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is kept as it is."""
+        """Whether a module is kept whole."""
         childless = next(m.children(), None) is None
         return childless or type(m).__name__ in BLOCKS or super().is_leaf_module(m, module_qualified_name)
 
@@ -77,7 +77,7 @@ def _trace(net2d: nn.Module, name: str) -> tuple[fx.Graph, nn.Module]:
     tracer = _Tracer()
     try:
         graph = tracer.trace(net2d)
-    except Exception as error:  # control flow on values, and whatever the network's own code raises then
+    except Exception as error:  # control flow on values; the network's own code may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SourceError(f"{name} cannot be traced for its feature maps: {reason}") from error
     root = tracer.root
@@ -94,7 +94,7 @@ def _input_channels(net2d: nn.Module, name: str) -> int:
 
 @torch.no_grad()
 def _last_map_of_each_stride(module: fx.GraphModule, channels: int) -> dict[int, fx.Node]:
-    """Strides 1, 2, 4, ... in the order of execution, as far as they grow, each with its last node."""
+    """Strides 1, 2, 4, ... in the order of execution while they grow, each with its last node."""
     recorder = _Recorder(module)
     image = torch.zeros(1, channels, IMAGE_SIZE, IMAGE_SIZE)
     try:
@@ -116,14 +116,14 @@ def _last_map_of_each_stride(module: fx.GraphModule, channels: int) -> dict[int,
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a traced network and notes the shape of every map."""
+    """Runs a traced network and records the shape of every map."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.shapes: dict[fx.Node, torch.Size] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one step; the input itself, and what makes maps of a fixed size, is not noted."""
+        """Run one step; the input, and the output of pools to a fixed size, are not recorded."""
         result = super().run_node(n)
         fixed = n.op == "call_module" and isinstance(self.fetch_attr(str(n.target)), _POOLS_TO_FIXED_SIZE)
         if isinstance(result, Tensor) and n.op in ("call_module", "call_function") and not fixed:

@@ -18,10 +18,10 @@ HEADS = ("convolution", "subpixel")
 class Segmenter(nn.Module):
     """Encoder, U-Net decoder, 1×1×1 head: `(B, C, D, H, W)` -> logits `(B, num_classes, D, H, W)`.
 
-    Takes any size. With the head "subpixel" the decoder ends at the encoder's finest map, and each of its
-    positions names the classes of all its voxels: half the time (docs/decisions.md, 44). In training mode
+    Takes any size. With the head "subpixel" the decoder ends at the encoder's finest map, and each
+    position gives the logits of all its voxels, in half the time (docs/decisions.md, 44). In training mode
     with deep supervision it returns a list of logits, finest first, each at the resolution of its decoder
-    level (but the first, which has the volume's); otherwise one tensor.
+    level (the first at the volume's); otherwise one tensor.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Segmenter(nn.Module):
         self.multiple: Triple = self.coarsest if whole else (1, 1, 1)
         sizes = getattr(encoder, "sizes", None)
         self.fixed = sizes is not None and sizes.only is not None
-        if self.fixed:  # the encoder pads height and width to the one size that it takes
+        if self.fixed:  # the encoder pads height and width to the only size that it takes
             self.multiple = (self.multiple[0], 1, 1)
 
     def forward(self, volume: Tensor) -> Tensor | list[Tensor]:
@@ -78,7 +78,7 @@ class Segmenter(nn.Module):
 
 
 def finest_head(decoder: Decoder, outputs: int) -> nn.Module:
-    """What turns the decoder's finest map into `outputs` numbers for each voxel."""
+    """The head that turns the decoder's finest map into `outputs` numbers per voxel."""
     width = decoder.out_channels[0]
     if decoder.finest == (1, 1, 1):
         return nn.Conv3d(width, outputs, 1)
@@ -86,20 +86,20 @@ def finest_head(decoder: Decoder, outputs: int) -> nn.Module:
 
 
 def check_head(head: str) -> None:
-    """Refuse a head that is none of `HEADS`.
+    """Refuse a head that is not in `HEADS`.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not.
     """
     if head not in HEADS:
         raise ConfigError(f"network.head is {head!r}: use {' or '.join(HEADS)}")
 
 
 def _padded_size(size: Sequence[int], coarsest: Triple, multiple: Triple, fixed: bool) -> list[int]:
-    """The size to which a volume is padded: a multiple, and no single position at the coarsest level.
+    """The size to which a volume is padded: a multiple, and more than one position at the coarsest level.
 
-    Norms take statistics over positions, so one alone has none: the axis that lacks least gets a second;
-    depth where height and width are fixed.
+    Norms take statistics over positions, and a single position has none: the axis that needs least padding
+    gets a second; depth where height and width are fixed.
     """
     enough = list(size)
     if all(s <= c for s, c in zip(size, coarsest, strict=True)):
@@ -117,25 +117,25 @@ def pad_to(volume: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _moves_with_size(encoder: nn.Module) -> bool:
-    """Whether features lie elsewhere for odd sizes than for even ones.
+    """Whether features shift between odd and even sizes.
 
-    TensorFlow's "same" shares out its padding by the size of the input: before a strided layer of
-    kernel 7, two voxels for an even size and three for an odd one, and so on at every level. A
-    network trained on patches of one size would find all its features shifted in a volume of another.
+    TensorFlow's "same" depends on the input's size: before a strided layer of kernel 7 it adds two voxels
+    for an even size and three for an odd one, and likewise at every level. A network trained on patches of
+    one size would find all its features shifted in a volume of another.
     """
     return any(isinstance(r, Rule) and r.same and max(r.stride_2d) > 1 for r in encoder.modules())
 
 
 def _drops_ends(encoder: nn.Module) -> bool:
-    """Whether strided layers leave out voxels at the far end where a size does not divide.
+    """Whether strided layers skip voxels at the far end of sizes that they do not divide.
 
-    Encoders whose levels have ceil(size / stride) positions see every voxel; of the others the
-    input must be padded to a multiple of the largest stride.
+    Encoders whose levels have ceil(size / stride) positions see every voxel; for the others the input must be
+    padded to a multiple of the largest stride.
     """
     declared = as_encoder(encoder)
     size = [2 * max(stride) - 1 for stride in zip(*declared.strides, strict=True)]
     shapes = dry_run(encoder, size)
-    if shapes is None:  # too small for this network, or not a multiple of what it needs
+    if shapes is None:  # too small for this network, or not the multiple that it needs
         return True
     return any(
         list(shape[DEPTH:]) != [-(-s // t) for s, t in zip(size, stride, strict=True)]

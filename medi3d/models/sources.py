@@ -1,4 +1,4 @@
-"""2D sources by name: what can be inflated without bringing a network of one's own."""
+"""2D sources by name: networks that can be inflated without writing one."""
 
 import warnings
 from collections.abc import Callable, Collection, Iterable
@@ -24,7 +24,7 @@ import torchvision  # noqa: E402
 
 @dataclass(frozen=True)
 class Source:
-    """A 2D network that medi3d builds itself. `build(levels)` gives its feature maps, fine to coarse."""
+    """A 2D network that medi3d builds itself. `build(levels)` returns its feature maps, fine to coarse."""
 
     name: str
     build: Callable[[int | None], nn.Module]
@@ -60,13 +60,13 @@ def build_source(
 
     Args:
         source: `timm:NAME`, `torchvision:NAME`, `monai:NAME`, or a name of medi3d's own (`inception_v1`).
-        levels: use only the first so many maps and build no deeper; None: all.
+        levels: number of maps to use, from the finest; deeper layers are not built; None: all.
         pretrained: timm's own weights, downloaded by timm.
-        size: height and width of the images in pixels, for networks of timm that take but one size; None:
-            their own. It is rounded up to what the network can be built for; other networks ignore it.
+        size: height and width of the images in pixels, for networks of timm that take a single size; None:
+            their own. It is rounded up to a size that the network supports; other networks ignore it.
 
     Raises:
-        SourceError: unknown name (near ones are listed), or its library has no feature maps for it.
+        SourceError: unknown name (similar ones are listed), or its library has no feature maps for it.
     """
     if source in VOLUMETRIC:
         raise SourceError(f"{source} is 3D from the start: there is nothing to inflate")
@@ -86,9 +86,9 @@ def build_source(
 
 
 def whole_network(source: str) -> nn.Module | None:
-    """The network whose encoder `build_source` gives, with all that lies behind it; None: not known.
+    """The full network whose encoder `build_source` returns; None: not known.
 
-    Published files hold all of it. Its own weights are random.
+    Published files hold the full network. Its weights here are random.
 
     Raises:
         SourceError: it cannot be built.
@@ -146,13 +146,13 @@ def _build_monai(name: str, levels: int | None, _: bool) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Library:
-    """A library of networks: the names that it has, and how one is built as an encoder."""
+    """A library of networks: its names, and how one is built as an encoder."""
 
     names: Callable[[], Collection[str]]
     build: Callable[..., nn.Module]
-    """(name, levels, pretrained), and `size` where it is asked for."""
+    """(name, levels, pretrained), and `size` if it is given."""
     whole: Callable[[str], nn.Module]
-    """The network by its name, with its classifier."""
+    """The network of that name, with its classifier."""
 
 
 _LIBRARIES = {

@@ -1,4 +1,4 @@
-"""Networks of timm as 2D sources, built for the sizes of images that they will see."""
+"""Networks of timm as 2D sources, built for the image sizes that they will see."""
 
 import inspect
 import sys
@@ -18,7 +18,7 @@ ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True, "strict_img_size"
 """Arguments of transformers that let position embeddings and windows follow the image."""
 
 STEP = 32
-"""Pixels of a multiple to which images are padded; what does not take that is built for their size."""
+"""Images are padded to a multiple of this, in pixels; networks that reject that are built for their size."""
 
 _ROUNDED_TO = (STEP, 64, 128, 1)
 
@@ -32,7 +32,7 @@ def build_timm(name: str, levels: int | None, pretrained: bool, *, size: int | N
 
 
 def resized(net2d: nn.Module, name: str, levels: int | None, size: int) -> nn.Module:
-    """The network for images of another size, with its weights; itself where those do not follow.
+    """The network for another image size, with its weights; unchanged if they cannot be resampled.
 
     Position embeddings and tables are resampled as timm does for its own weights.
     """
@@ -55,7 +55,7 @@ def resized(net2d: nn.Module, name: str, levels: int | None, size: int) -> nn.Mo
 
 def _build(name: str, levels: int | None, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     wanted: dict[str, Any] = dict(options)
-    if levels is not None:  # the first of those that timm gives: for a transformer its last blocks
+    if levels is not None:  # the first maps that timm returns: for a transformer its last blocks
         with torch.device("meta"):
             every: Any = timm.create_model(name, features_only=True, **options)
         maps = every.feature_info.out_indices
@@ -64,18 +64,18 @@ def _build(name: str, levels: int | None, pretrained: bool, options: dict[str, A
         wanted["out_indices"] = tuple(maps[:levels])
     net: Any = timm.create_model(name, features_only=True, pretrained=pretrained, **wanted)
     if str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC"):
-        # Channels last: timm's other way of taking features turns them.
+        # Channels last: timm's other feature extractor permutes them.
         wanted["feature_cls"] = "getter"
         net = timm.create_model(name, features_only=True, pretrained=pretrained, **wanted)
-    if hasattr(net, "_stage_out_idx"):  # EfficientNets and MobileNets: timm runs blocks that nothing uses
+    if hasattr(net, "_stage_out_idx"):  # EfficientNets and MobileNets: timm runs unused blocks
         net.blocks = net.blocks[: max(net._stage_out_idx)]
     if "img_size" in options:
-        net.img_size = options["img_size"]  # for `own_sizes`: not every network tells
+        net.img_size = options["img_size"]  # for `own_sizes`: not every network reports it
     return net
 
 
 def _options(name: str, size: int | None) -> dict[str, Any]:
-    """What to give timm so that the network takes any size, or else images of `size` pixels."""
+    """Options with which timm's network takes any size, or else images of `size` pixels."""
     with torch.device("meta"):
         whole = timm.create_model(name)
     known = _parameters(type(whole))
@@ -90,7 +90,7 @@ def _options(name: str, size: int | None) -> dict[str, Any]:
 
 
 def _parameters(kind: type) -> set[str]:
-    """Names of arguments that a class takes, those of its bases included where it hands them on."""
+    """Names of a class's arguments, including those of its bases where it passes them on."""
     names: set[str] = set()
     for base in kind.__mro__:
         if "__init__" in vars(base):
@@ -102,10 +102,10 @@ def _parameters(kind: type) -> set[str]:
 
 
 def _takes(name: str, options: dict[str, Any], side: int) -> bool:
-    """Whether timm builds the network with these options, and it takes images of that size; costs nothing."""
+    """Whether timm builds the network with these options and it takes images of that size, without data."""
     try:
         with torch.device("meta"):
             net = _build(name, None, False, options)
-    except Exception:  # timm asserts what sizes it wants
+    except Exception:  # timm asserts the sizes that it wants
         return False
     return takes(net, side)

@@ -1,4 +1,4 @@
-"""A whole 2D segmentation network as a segmenter of volumes: inflated as it is, with a fresh head."""
+"""A whole 2D segmentation network as a segmenter of volumes: inflated unchanged, with a fresh head."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ class WholeSegmenter(nn.Module):
     """An inflated 2D segmentation network: `(B, C, D, H, W)` -> logits `(B, num_classes, D, H, W)`.
 
     Any depth. Height and width are padded at their far ends, by repetition, to a multiple of the network's
-    largest stride, where it takes other sizes than its own.
+    largest stride, unless it takes only its own size.
     """
 
     def __init__(self, network: Inflated) -> None:
@@ -58,17 +58,17 @@ class WholeSegmenter(nn.Module):
 
 
 def main_output(output: Any) -> Any:
-    """The map itself; of torchvision's dicts `out`, of a list with one map that one."""
+    """The map itself; `out` of torchvision's dicts, or the only map of a list."""
     if isinstance(output, dict):
         return output.get("out", next(iter(output.values()), None))
     return output[0] if isinstance(output, (list, tuple)) and len(output) == 1 else output
 
 
 def is_whole(net2d: nn.Module, size: int | tuple[int, int] | None = None) -> bool:
-    """Whether a 2D network gives one map of its image's size: a segmentation network, not an encoder.
+    """Whether a 2D network's output is one map of its image's size: a segmentation network, not an encoder.
 
     Raises:
-        SourceError: it takes no image.
+        SourceError: it does not take images.
     """
     seen = trace(baked(net2d), size)
     found = main_output(seen.outputs)
@@ -79,13 +79,14 @@ def create_whole(net2d: nn.Module, num_classes: int, **options: Any) -> WholeSeg
     """Inflate a 2D segmentation network with a fresh head.
 
     Args:
-        net2d: gives one map of its image's size; it is not changed, and keeps its weights but for the head.
+        net2d: returns one map of its image's size; it is not changed. Its weights are used, except the
+            head's.
         num_classes: channels of the logits.
         options: `plan`, `profile`, `in_channels` (1 if not given), `size`, `allow_inexact` of `inflate`.
 
     Raises:
         SourceError: an option that belongs to an encoder, or no head that can be replaced.
-        InexactError, ShapeError: as `inflate` says.
+        InexactError, ShapeError: see `inflate`.
     """
     for name in options:
         if name not in _OPTIONS:
@@ -94,7 +95,7 @@ def create_whole(net2d: nn.Module, num_classes: int, **options: Any) -> WholeSeg
             )
     if getattr(net2d, "deep_supervision", False):
         raise SourceError(
-            f"{type(net2d).__name__} has deep supervision, whose heads answer in training alone: "
+            f"{type(net2d).__name__} has deep supervision, whose heads work only in training: "
             "build it without"
         )
     plan = options.pop("plan", "isotropic")
@@ -106,7 +107,7 @@ def create_whole(net2d: nn.Module, num_classes: int, **options: Any) -> WholeSeg
 def with_fresh_head(
     net2d: nn.Module, num_classes: int, size: int | tuple[int, int] | None = None
 ) -> nn.Module:
-    """A copy whose last layers, those behind which nothing is learnt, give `num_classes` channels.
+    """A copy whose last layers with parameters output `num_classes` channels.
 
     Raises:
         SourceError: a last layer is neither a convolution of all channels nor a norm of its output.
@@ -120,7 +121,7 @@ def with_fresh_head(
         last: frozenset[str] = getattr(main_output(fresh(mark(image))), "last", frozenset())
     for path in sorted(last):
         _replace(fresh, path, channels, num_classes)
-    fresh.eval()(image)  # channels of a head that follows a head are known now
+    fresh.eval()(image)  # sets the channels of heads that follow a head
     fresh.train(net2d.training)
     for path, module in net2d.named_modules():
         fresh.get_submodule(path).training = module.training
@@ -185,7 +186,7 @@ def _marking(net2d: nn.Module) -> Iterator[Any]:
 
 _NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d)
 _FOLLOWERS = (*_NORMS, nn.PReLU)
-"""Layers with a number for each channel, which may stand behind a head."""
+"""Layers with a number per channel, which may follow a head."""
 
 
 def _replace(net2d: nn.Module, path: str, channels: int, num_classes: int) -> None:

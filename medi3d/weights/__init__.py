@@ -1,1 +1,1 @@
-"""Published weights: the catalogue, safe readers, key maps, and the loading."""
+"""Published weights: the catalogue, safe readers, key maps and loading."""

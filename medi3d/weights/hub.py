@@ -1,8 +1,8 @@
 """Weights on a model hub: `hf:ORG/NAME[@REVISION][/FILE]`, through `huggingface_hub` and its cache.
 
 A revision (branch, tag, commit; none: the main branch) is resolved to its commit, which is kept with the
-weights, so that a name is pinned once it was used. The cache is the hub's own (`HF_HOME`, `HF_HUB_CACHE`);
-with `HF_HUB_OFFLINE=1`, or without a connection, weights come from there alone.
+weights, so that a name is pinned once it has been used. The cache is the hub's own (`HF_HOME`,
+`HF_HUB_CACHE`); with `HF_HUB_OFFLINE=1`, or without a connection, weights come only from there.
 """
 
 import json
@@ -34,7 +34,7 @@ _NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<fi
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _USUAL = ("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
-"""Names of the one weights file of a repository, best first."""
+"""Usual names of a repository's only weights file, best first."""
 _KINDS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar")
 """Suffixes of weights, best first."""
 _CONNECTION_SECONDS = 20
@@ -50,7 +50,7 @@ class HubFile:
     path: Path
     licence: str
     contract: InputContract | None
-    """What the repository's own configuration says of the input."""
+    """The input contract in the repository's own configuration."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class _Snapshot:
     revision: str
     files: list[str]
     here: bool = False
-    """Whether only the cache was asked."""
+    """Whether only the cache was consulted."""
 
     def fetch(self, file: str) -> Path:
         path = huggingface_hub.hf_hub_download(
@@ -87,13 +87,13 @@ def find_on_hub(name: str) -> HubFile:
     """
     parts = _NAME.fullmatch(name)
     if parts is None:
-        raise WeightsError(f"{name!r} is no name on the hub: use hf:ORG/NAME[@REVISION][/FILE]")
+        raise WeightsError(f"{name!r} is not a name on the hub: use hf:ORG/NAME[@REVISION][/FILE]")
     repo, revision = parts["repo"], parts["revision"] or "main"
     try:
         snapshot = _snapshot(repo, revision)
         file = _choose(snapshot, parts["file"])
         path = snapshot.fetch(file)
-        pinned = replace(snapshot, revision=_commit(path))  # of the moment of the download
+        pinned = replace(snapshot, revision=_commit(path))  # the commit that was downloaded
         contract, licence = _contract(pinned), _licence(pinned)
     except GatedRepoError as error:
         raise WeightsError(
@@ -104,9 +104,11 @@ def find_on_hub(name: str) -> HubFile:
     except RevisionNotFoundError as error:
         raise WeightsError(f"{name}: {repo} has no revision {revision!r}") from error
     except EntryNotFoundError as error:
-        raise WeightsError(f"{name}: {repo} has no file {parts['file']!r} at hand") from error
+        raise WeightsError(
+            f"{name}: {repo} has no file {parts['file']!r}, or it is not in the cache"
+        ) from error
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise WeightsError(f"{name}: the hub does not give it ({_one_line(error)})") from error
+        raise WeightsError(f"{name}: cannot get it from the hub ({_one_line(error)})") from error
     blob = path.resolve().name
     if _SHA256.fullmatch(blob) and file_sha256(path) != blob:
         raise WeightsError(f"{path}: damaged, its SHA-256 is not the hub's, {blob}; remove it")
@@ -114,7 +116,7 @@ def find_on_hub(name: str) -> HubFile:
 
 
 def _commit(path: Path) -> str:
-    """Of a file in the cache, `snapshots/COMMIT/FILE`."""
+    """The commit of a file in the cache, `snapshots/COMMIT/FILE`."""
     folders = path.parts
     return folders[len(folders) - folders[::-1].index("snapshots")]
 
@@ -139,13 +141,13 @@ def _snapshot(repo: str, revision: str) -> _Snapshot:
             raise WeightsError(
                 f"hf:{repo}: no connection to the hub ({_one_line(error)}), and it is not in the cache"
             ) from error
-        log.warning(f"no connection to the hub: {repo} at {cached.revision} is taken from the cache")
+        log.warning(f"no connection to the hub: using {repo} at {cached.revision} from the cache")
         return cached
     return _Snapshot(repo, revision, [sibling.rfilename for sibling in info.siblings or []])
 
 
 def _cached(repo: str, revision: str) -> _Snapshot | None:
-    """What the hub's cache has: `refs/REVISION` names the commit, `snapshots/COMMIT` holds its files."""
+    """The hub's cached snapshot: `refs/REVISION` names the commit, `snapshots/COMMIT` holds its files."""
     folder = Path(_cache()) / f"models--{repo.replace('/', '--')}"
     reference = folder / "refs" / revision
     commit = reference.read_text().strip() if reference.is_file() else revision
@@ -200,7 +202,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _licence(snapshot: _Snapshot) -> str:
-    """What the repository's card says."""
+    """The metadata of the repository's card."""
     if "README.md" not in snapshot.files:
         return "unknown"
     card = metadata_load(snapshot.fetch("README.md")) or {}

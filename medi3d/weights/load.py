@@ -1,4 +1,4 @@
-"""Fill a network with published weights, and say of every tensor what became of it."""
+"""Fill a network with published weights, and report what happened to every tensor."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -25,9 +25,9 @@ log = logging.getLogger("medi3d")
 
 @dataclass
 class LoadReport:
-    """What became of every tensor: each of ours is in one of the first four lists.
+    """What happened to every tensor: each of ours is in one of the first four lists.
 
-    Counters of normalisation steps (`num_batches_tracked`) are no weights and are not counted.
+    Counters of normalisation steps (`num_batches_tracked`) are not weights and are not counted.
     """
 
     weights: str
@@ -36,7 +36,7 @@ class LoadReport:
     inflated: list[str] = field(default_factory=list)
     """2D kernels spread over depth."""
     adapted: list[str] = field(default_factory=list)
-    """Kernels brought from RGB to another number of input channels (and inflated, where due)."""
+    """Kernels adapted from RGB to another number of input channels (and inflated, if 2D)."""
     fresh: list[str] = field(default_factory=list)
     """Left as initialised, by request."""
     dropped: list[str] = field(default_factory=list)
@@ -46,9 +46,9 @@ class LoadReport:
     part: str = ""
     """Which part of the file was taken: keys of dictionaries, joined with "/"; "": all of it."""
     notes: list[str] = field(default_factory=list)
-    """What was chosen, left out or is not known, a line each."""
+    """What was chosen, left out or is unknown, one line each."""
     licences: list[str] = field(default_factory=list)
-    """Of the weights and of all that they were trained from."""
+    """Licences of the weights and of all weights that they were trained from."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -80,12 +80,12 @@ def load_weights(
 ) -> LoadReport:
     """Fill `module` in place, completely or not at all.
 
-    2D kernels fit a 2D network, or an inflated one, where they are spread over depth by the profile that it
-    was inflated with (`mean` for a bare network of rules). A kernel for RGB fits any number of channels, and
-    the first kernel may be for any number of channels.
+    2D kernels fit a 2D network, or an inflated one, which spreads them over depth by its inflation profile
+    (`mean` for a bare network of rules). A kernel for RGB fits any number of channels, and the first kernel
+    may have any number of channels.
 
-    Names are those of the network, or of a key map, which a file's own names find; else they are compared as
-    `medi3d.weights.matching` says. A classifier's tensors are left out and reported.
+    Names are those of the network or of a key map, which is found by the file's names; otherwise they are
+    compared as in `medi3d.weights.matching`. A classifier's tensors are left out and reported.
 
     Args:
         module: a 2D network, an `Inflated` one or its `.network`.
@@ -93,7 +93,7 @@ def load_weights(
             behind a path chooses one of several sets of weights.
         expect_missing: glob patterns of our names that stay as they are, such as "Logits.*".
         keymap: a key map or its name, in place of the row's own.
-        whole: gives the network whose encoder `module` is; its other tensors may be in the file.
+        whole: returns the full network whose encoder is `module`; its other tensors may be in the file.
         keep_stem: give the first convolution of a 2D network the file's number of channels.
 
     Raises:
@@ -127,11 +127,11 @@ def inflate_state(net2d: nn.Module, net3d: nn.Module, profile: str = "mean") -> 
     Args:
         net2d: the source, with kernels `(O, I, kH, kW)`; not changed.
         net3d: the same architecture with kernels `(O, I, kD, kH, kW)`, filled in place. A first layer for
-            another number of channels takes RGB kernels as `adapt_channels` says.
+            another number of channels gets RGB kernels by `adapt_channels`.
         profile: how a kernel is spread over its taps, see `medi3d.inflation.kernels`.
 
     Raises:
-        WeightsError: the networks are not twins; the tensor that does not fit is named.
+        WeightsError: the networks are not twins; the message names the tensor that does not fit.
     """
     name = f"2D {type(net2d).__name__}"
     return _Loader(net3d, Path(name), (), LoadReport(name)).load(net2d.state_dict(), None, profile)
@@ -143,7 +143,7 @@ def _row_name(weights: str | Path) -> str:
 
 
 class _Loader:
-    """One loading: the network, the file that is read (for messages), and the report as it grows."""
+    """One load: the network, the file that is read (for messages), and the report as it grows."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class _Loader:
         return self.report
 
     def _places(self, published: Mapping[str, Tensor], keymap: KeyMap | None) -> Match:
-        """For each published key our key, or None for one that is not used; none may be unknown."""
+        """Our key for each published key, or None for an unused one; unknown keys are an error."""
         if keymap is not None:
             places = {key: keymap.table.get(key) for key in published}
             match = Match(published, {k: ours if ours in self.ours else None for k, ours in places.items()})
@@ -215,12 +215,12 @@ class _Loader:
         scaled = [key for key in published if must_be_one(key) and not bool((published[key] == 1).all())]
         if scaled:
             raise WeightsError(
-                f"{self.path}: {_first_few(scaled)} of the file must be one, the norms here have no scale"
+                f"{self.path}: {_first_few(scaled)} of the file must be 1: the norms here have no scale"
             )
         return match
 
     def _fits(self, our_key: str, tensor: Tensor) -> bool:
-        """Whether a tensor can be brought to the shape of ours."""
+        """Whether a tensor can be adapted to our shape."""
         ours = self.ours[our_key].shape
         shape = tensor.shape
         if (len(ours), len(shape)) == (5, 4):
@@ -261,7 +261,7 @@ class _Loader:
 
 
 def _is_free_stem(network: nn.Module, stem: str | None) -> bool:
-    """Whether the first kernel is that of a plain convolution of all channels."""
+    """Whether the first kernel belongs to a plain convolution of all channels."""
     path, _, name = (stem or "").rpartition(".")
     layer = dict(network.named_modules()).get(path)
     return isinstance(layer, nn.Conv2d) and name == "weight" and layer.groups == 1

@@ -1,10 +1,10 @@
-"""Which tensor of a file fills which of a network, where no key map says it.
+"""Match a file's tensors to a network's where no key map is named.
 
-Names are compared with "." and "_" taken for the same, since timm writes `stages_0` in an encoder where its
-classifier has `stages.0`; a name that would then stand for two is compared as it is. What comes before all
-names of the file's network ("model.", "backbone.", "encoder_q.") is found by what follows it. Every tensor of
-the file must have a place, belong to the part of the network behind the encoder (its classifier), or lie
-outside of that prefix; what is left is an error.
+Names are compared with "." and "_" treated as equal, since timm writes `stages_0` in an encoder where its
+classifier has `stages.0`; a name that would then be ambiguous is compared unchanged. A prefix of all names of
+the file's network ("model.", "backbone.", "encoder_q.") is found by what follows it. Every tensor of the file
+must have a place, belong to the part of the network behind the encoder (its classifier), or lie outside that
+prefix; any other tensor is an error.
 """
 
 import inspect
@@ -45,21 +45,21 @@ _FIRST = (
     "online_encoder",
     "student",
 )
-"""Of copies of one network in a file, the one that its authors evaluate: averaged, DINO, MoCo, BYOL."""
+"""For copies of one network in a file: the one that its authors evaluate: averaged, DINO, MoCo, BYOL."""
 _TIMM_FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 _NEAR_KEYMAP = 0.5
 
 
 @dataclass
 class Match:
-    """For each tensor of a file our name or None, as far as it could be told."""
+    """Our name for each tensor of a file, or None where none was found."""
 
     tensors: Mapping[str, Tensor]
     places: dict[str, str | None] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     """Names of the file without a place."""
     unfilled: list[str] = field(default_factory=list)
-    """Our names that nothing fills."""
+    """Our names that no tensor fills."""
     misshapen: list[str] = field(default_factory=list)
     """Names of the file whose tensor has another shape than ours."""
     keymap: KeyMap | None = None
@@ -72,7 +72,7 @@ class Match:
 
     @property
     def faults(self) -> int:
-        """How many tensors have none."""
+        """Number of tensors without one."""
         return len(self.unknown) + len(self.unfilled) + len(self.misshapen)
 
 
@@ -84,8 +84,8 @@ class Matcher:
         ours: the network's tensors by name.
         fits: whether a tensor can fill ours of that name.
         optional: whether one of our names may stay unfilled.
-        whole: gives the network of which ours is the encoder; asked only if names are left over.
-        inner: the network as timm built it, if ours only takes its feature maps.
+        whole: returns the full network whose encoder is ours; called only if names are left over.
+        inner: the network as timm built it, if ours only extracts its feature maps.
     """
 
     ours: Mapping[str, Tensor]
@@ -95,7 +95,8 @@ class Matcher:
     inner: nn.Module | None = None
 
     def match(self, published: Mapping[str, Tensor]) -> Match:
-        """The complete match by names, by a key map or by timm's filter; or else the nearest incomplete one.
+        """The complete match by names, by a key map or by timm's filter; otherwise the nearest incomplete
+        one.
 
         Raises:
             WeightsError: several key maps fit and differ, or the file has the network several times.
@@ -106,7 +107,7 @@ class Matcher:
         named = self._by_names(published, prefixed=False)
         if named.complete:
             return named
-        mapped = self._by_keymap(published)  # before prefixes: for the same names it may turn the kernels
+        mapped = self._by_keymap(published)  # before prefixes: with the same names it may turn the kernels
         if mapped is not None:
             return mapped
         named = self._by_names(published)
@@ -115,7 +116,7 @@ class Matcher:
         filtered = [m for tensors in self._filtered(published) if (m := self._by_names(tensors))]
         best = min([exact, named, *filtered], key=lambda match: match.faults)
         if best in filtered and best.complete:
-            best.notes.insert(0, "names and shapes were brought to timm's by its own filter for such files")
+            best.notes.insert(0, "timm's own filter for such files converted the names and shapes")
         return best
 
     def _by_exact_names(self, published: Mapping[str, Tensor]) -> Match:
@@ -134,7 +135,7 @@ class Matcher:
         return match
 
     def _by_keymap(self, published: Mapping[str, Tensor]) -> Match | None:
-        """By the only key map that has a place for every tensor and fills every one of ours."""
+        """Match by the only key map that has a place for every tensor and fills all of ours."""
         found: dict[str, Match] = {}
         for name in KEYMAPS:
             keymap = get_keymap(name)
@@ -187,7 +188,7 @@ class Matcher:
 
     @staticmethod
     def _refuse_doubles(match: Match) -> None:
-        """Two names of the file for one of ours: neither has a place then."""
+        """Unmatch names of the file that share one of ours."""
         users = defaultdict(list)
         for name, ours in match.places.items():
             if ours is not None:
@@ -197,7 +198,7 @@ class Matcher:
                 match.places[name] = None
 
     def _prefix(self, published: Mapping[str, Tensor], index: Mapping[str, str]) -> tuple[str, list[str]]:
-        """What comes before the network's names in the file, by how many of ours it finds."""
+        """The prefix of the network's names in the file: the one that finds most of our names."""
         found: dict[str, set[str]] = defaultdict(set)
         for name, tensor in published.items():
             parts = name.split(".")
@@ -209,7 +210,7 @@ class Matcher:
         best = [prefix for prefix, names in found.items() if len(names) == most]
         if not best or "" in best:
             return "", []
-        # Ours may share a first part themselves: what begins with another prefix is that one and this part.
+        # Our names may share a first part: a prefix that begins with another one is that one plus this part.
         best = [one for one in best if not any(one != other and one.startswith(other) for other in best)]
         if len(best) == 1:
             return best[0], []
@@ -226,7 +227,7 @@ class Matcher:
         ]
 
     def _not_behind(self, names: list[str], prefix: str, published: Mapping[str, Tensor]) -> list[str]:
-        """Those of `names` that are no part of a classifier, nor of the network behind the encoder."""
+        """Those of `names` that belong neither to a classifier nor to the network after the encoder."""
         own = {part for name in self.ours for part in name.split(".")[:1]}
         rests = {name: name.removeprefix(prefix) for name in names}
         left = [n for n in names if not _is_head(rests[n], published[n]) or rests[n].split(".")[0] in own]
@@ -237,7 +238,7 @@ class Matcher:
         return [n for n in left if not _same_but_classes(known.get(_joined(rests[n])), published[n].shape)]
 
     def _filtered(self, published: Mapping[str, Tensor]) -> Iterable[dict[str, Tensor]]:
-        """What timm's own filter makes of the file's tensors, as they are and without their prefix."""
+        """The file's tensors after timm's own filter, with and without their prefix."""
         convert = _timm_filter(self.inner or self.whole())
         if convert is None:
             return
@@ -247,13 +248,13 @@ class Matcher:
             state = {k.removeprefix(start): t for k, t in published.items() if k.startswith(start)}
             try:
                 result = convert(state)
-            except Exception:  # it was written for other files; then it says nothing of this one
+            except Exception:  # it was written for other files and does not apply to this one
                 continue
             if isinstance(result, dict) and all(isinstance(value, Tensor) for value in result.values()):
                 yield result
 
     def hint(self, match: Match) -> str:
-        """What the names that have no place are nearest to, for the message of the error."""
+        """The closest match of the names that have no place, for the error message."""
         near = []
         for name in match.unknown[:1]:
             near += get_close_matches(name, match.unfilled or list(self.ours), n=1, cutoff=0.3)
@@ -291,7 +292,7 @@ def _joined(name: str) -> str:
 
 
 def _index(names: Iterable[str]) -> dict[str, str]:
-    """Our names by themselves with "." as "_", with and without a first part that all have in common."""
+    """Our names by their form with "." as "_", with and without a first part that all have in common."""
     names = list(names)
     first = {name.split(".")[0] for name in names}
     shared = f"{first.pop()}." if len(first) == 1 else ""
@@ -303,7 +304,7 @@ def _index(names: Iterable[str]) -> dict[str, str]:
 
 
 def _is_head(name: str, tensor: Tensor) -> bool:
-    """Whether a name is one of a classifier: of a linear layer or a 1×1 convolution, norm or bias in it."""
+    """Whether a name belongs to a classifier: a linear layer, 1×1 convolution, norm or bias in it."""
     return "." in name and name.split(".")[0] in HEADS and all(size == 1 for size in tensor.shape[2:])
 
 
@@ -317,7 +318,7 @@ def _rank(prefix: str) -> int:
 
 
 def _counted(names: list[str], prefix: str) -> str:
-    """Beginnings of names, each with how many have it."""
+    """Beginnings of names, each with its count."""
     counts: dict[str, int] = defaultdict(int)
     for name in names:
         counts[name.removeprefix(prefix).split(".")[0]] += 1
@@ -325,7 +326,7 @@ def _counted(names: list[str], prefix: str) -> str:
 
 
 def _timm_filter(whole: nn.Module | None) -> Callable[[dict[str, Tensor]], Any] | None:
-    """The function by which timm itself reads published files of this network, if it has one."""
+    """The function with which timm reads published files of this network, if there is one."""
     module = sys.modules.get(type(whole).__module__)
     if module is None or not module.__name__.startswith("timm."):
         return None

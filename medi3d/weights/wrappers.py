@@ -1,13 +1,13 @@
-"""What training programs put around a network's tensors: dictionaries by name, and prefixes of the names.
+"""Wrappers that training programs put around a network's tensors: dictionaries, and prefixes of names.
 
     {"state_dict": ...}               Lightning, timm, MoCo, mmengine; "model", "net", "network_weights", ...
     {"state_dict_ema": ...}           timm's moving average: taken before the plain weights, as timm does
     {"teacher": ..., "student": ...}  DINO; the teacher is the one that is evaluated
     {"module": ...}                   DeepSpeed
     {"n_averaged": 4, "module.a": ..} torch.optim.swa_utils.AveragedModel
-    module.  _orig_mod.               DistributedDataParallel, torch.compile: no part of any name
+    module.  _orig_mod.               DistributedDataParallel, torch.compile: not part of any name
 
-Prefixes that a network's own names decide about ("model.", "backbone.") are removed in `matching.py`.
+Prefixes that depend on a network's own names ("model.", "backbone.") are removed in `matching.py`.
 """
 
 from collections.abc import Mapping
@@ -30,25 +30,25 @@ PLAIN = (
 )
 """Keys of weights as training left them, best first."""
 _TRAINING = ("optim", "sched", "scaler", "loss", "criterion", "callbacks", "loops", "rng", "amp")
-"""What begins the keys of a trainer's own state."""
+"""Prefixes of the keys of a trainer's own state."""
 _INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""Put into names wherever a module was wrapped."""
+"""Parts inserted into names wherever a module was wrapped."""
 _BEFORE = "module."
 
 
 @dataclass
 class Unwrapped:
-    """A network's tensors, and where in the file they were."""
+    """A network's tensors, and their location in the file."""
 
     tensors: dict[str, Tensor]
     part: str = ""
     """Keys of the dictionaries around them, joined with "/"; "": they are the file."""
     notes: list[str] = field(default_factory=list)
-    """What was chosen or left out, a line each."""
+    """What was chosen or left out, one line each."""
 
 
 def unwrap(content: Any, part: str, path: Path) -> Unwrapped:
-    """The tensors in `content`, and of several sets of weights that of `part`, or the best-known one.
+    """The tensors in `content`; of several sets of weights that of `part`, or the best-known one.
 
     Raises:
         WeightsError: there are none, `part` is not in the file, or several sets are equally likely.
@@ -111,7 +111,7 @@ def _is_state(content: Mapping[Any, Any]) -> bool:
 
 
 def _holds_weights(value: Any) -> bool:
-    """Whether there is a tensor, other than a lone number, at any depth of dictionaries."""
+    """Whether any nested dictionary has a tensor that is not a scalar."""
     if not isinstance(value, Mapping):
         return False
     return _is_state(value) or any(_holds_weights(inside) for inside in value.values())
@@ -133,11 +133,11 @@ def _state(content: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
     if nested:
         raise WeightsError(f"{path}: has tensors beside {', '.join(nested[:4])}: choose with #{nested[0]}")
     shown = ", ".join([*left][:4]) + (", ..." if len(left) > 4 else "")
-    return tensors, [f"left out, no tensors: {shown}"] if left else []
+    return tensors, [f"left out, not tensors: {shown}"] if left else []
 
 
 def _clean(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what wrapping modules put into them; as they are where that would join two."""
+    """Names without the parts that wrapping modules inserted; unchanged if two would become equal."""
     if "n_averaged" in tensors and all(k.startswith(_BEFORE) for k in tensors if k != "n_averaged"):
         tensors = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}
     names = {name: name for name in tensors}

@@ -168,7 +168,7 @@ WRONG = {
     "unknown weights": (["weights", "show", "kinetics400/i3d"], "did you mean kinetics400/i3d-rgb"),
     "weights of another": (["inflate", "inception_v1", "--weights", "timm"], "timm:NAME"),
     "missing artifact": (["verify", "{tmp}/none.safetensors"], "no artifact at"),
-    "foreign artifact": (["verify", "{tmp}/foreign.safetensors"], "no artifact of medi3d"),
+    "foreign artifact": (["verify", "{tmp}/foreign.safetensors"], "not an artifact of medi3d"),
     "damaged artifact": (["inspect", "{tmp}/damaged.safetensors"], "cannot read the artifact"),
     "missing clip": (["classify", "{tmp}/none.gif", "--weights", "kinetics400/i3d-rgb"], "none.gif"),
     "file as folder": (

@@ -132,7 +132,7 @@ def test_dynamic_torchscript_is_right_at_other_sizes_or_refuses_them(kind, tmp_p
 
 def test_a_trace_that_is_wrong_at_other_sizes_takes_its_own_alone(tmp_path):
     path, network = tmp_path / "net.pt", Padded()
-    with pytest.raises(SourceError, match="TorchScript holds Padded at one size: leave out --dynamic"):
+    with pytest.raises(SourceError, match="TorchScript fixes Padded to one size: leave out --dynamic"):
         export_network(network, path, to="torchscript", size=(4, 4, 4), dynamic=True)
     export_network(network, path, to="torchscript", size=(4, 4, 4))
     exported = torch.jit.load(path)

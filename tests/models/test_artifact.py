@@ -118,7 +118,7 @@ def test_create_encoder_takes_an_artifact(path, encoder):
     again = create_encoder(str(path), in_channels=2)
     assert torch.equal(again.network.stem.weight, encoder.network.stem.weight)
     for options, message in [
-        ({"in_channels": 2, "weights": "timm"}, "has its weights"),
+        ({"in_channels": 2, "weights": "timm"}, "has its own weights"),
         ({"in_channels": 1}, "takes 2 channels, not 1"),
         ({"in_channels": 2, "levels": 1}, "has 2 levels, not 1"),
         ({"in_channels": 2, "plan": "planar"}, "has the plan 'isotropic', not 'planar'"),
@@ -155,7 +155,7 @@ CHANGES = {
     "one number": (flip, WeightsError, "is damaged: its tensors are not those that were written"),
     "another shape": (misfit, WeightsError, "does not fit tiny: 1 tensors .* such as 'deep.weight'"),
     "a tensor less": (lacking, WeightsError, "does not fit tiny: 1 tensors .* such as 'norm.bias'"),
-    "another format": (lambda t, d: d.update(format="other"), WeightsError, "is no artifact of medi3d"),
+    "another format": (lambda t, d: d.update(format="other"), WeightsError, "is not an artifact of medi3d"),
     "no plan": (lambda t, d: d.pop("plan"), WeightsError, "lacks plan"),
     "no checksum": (lambda t, d: d.pop("sha256"), WeightsError, "lacks sha256"),
     "unknown source": (
@@ -187,7 +187,7 @@ def test_what_is_no_artifact_is_refused(tmp_path, path):
     with pytest.raises(WeightsError, match="no artifact at"):
         load_artifact(path)
     save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(WeightsError, match="is no artifact of medi3d"):
+    with pytest.raises(WeightsError, match="is not an artifact of medi3d"):
         read_description(path)
     with pytest.raises(WeightsError, match="no artifact at"):
         load_artifact(tmp_path)

@@ -149,7 +149,7 @@ def test_a_network_of_another_architecture_is_no_twin():
         ("monai:densenet12", r"monai has no model 'densenet12'; near: densenet121"),
         ("torchvison:resnet18", r"unknown source 'torchvison:resnet18': use .*; near: torchvision:resnet18"),
         ("torchvision:", r"unknown source 'torchvision:'"),
-        ("torchvision:swin_t", r"SwinTransformer has no feature maps .* no image encoder"),
+        ("torchvision:swin_t", r"SwinTransformer has no feature maps .* not an image encoder"),
         ("torchvision:vit_b_16", r"VisionTransformer takes no \(1, 3, 128, 128\) image"),
     ],
 )

@@ -76,7 +76,7 @@ def test_an_unknown_end_point_lists_near_ones(encoder, name, message):
 
 def test_an_end_point_of_both_streams_is_asked_back():
     network = create_classifier("two_stream", num_classes=2)
-    with pytest.raises(SourceError, match=r"there 2 times: say rgb\.encoder\.network\.Mixed_5c or flow"):
+    with pytest.raises(SourceError, match=r"matches 2 layers: use rgb\.encoder\.network\.Mixed_5c or flow"):
         end_point(network, "Mixed_5c")
 
 
@@ -98,7 +98,7 @@ class Twice(nn.Module):
     ("layer", "place", "message"),
     [
         (ChannelsLast(), "0", "not its last axes"),
-        (nn.Flatten(2), "0", "no map"),
+        (nn.Flatten(2), "0", "not a map"),
         (Twice(), "0.relu", "runs 2 times"),
     ],
     ids=["channels last", "tokens", "twice"],
@@ -145,7 +145,7 @@ def test_a_damaged_input_does_not_stop_the_others(medi3d, artifact, volume, tmp_
         ([], "which network?"),
         (["--network", "{artifact}", "--at", "layer7"], "no end point 'layer7'"),
         (["--network", "timm:nothing"], "timm has no model"),
-        (["--weights", "kinetics400/i3d-rgb+kinetics400/i3d-rgb"], "two streams are RGB\\+FLOW"),
+        (["--weights", "kinetics400/i3d-rgb+kinetics400/i3d-rgb"], "two streams must be RGB\\+FLOW"),
     ],
     ids=["weights of an artifact", "no network", "end point", "source", "streams"],
 )

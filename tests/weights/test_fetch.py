@@ -59,7 +59,9 @@ def test_what_is_in_the_cache_is_not_fetched_again(small_row, monkeypatch):
 
 
 def test_a_file_that_is_not_the_published_one_is_not_kept(small_row):
-    with pytest.raises(WeightsError, match=r"w.pth: SHA-256 \w{64}, published for test/pack: 0000"):
+    with pytest.raises(
+        WeightsError, match=r"w.pth: SHA-256 is \w{64}, but the one published for test/pack is 0000"
+    ):
         fetch.fetch_weights(replace(small_row, sha256="0000"))
     assert not cached_path(small_row).exists()
 
@@ -73,7 +75,7 @@ def test_rows_without_a_package_say_where_they_are(name):
 def test_a_cache_that_cannot_be_written_is_named(small_row, nothing_at_hand, monkeypatch):
     (nothing_at_hand / "file").touch()
     monkeypatch.setenv("MEDI3D_CACHE", str(nothing_at_hand / "file"))
-    with pytest.raises(WeightsError, match="cannot keep weights there"):
+    with pytest.raises(WeightsError, match="cannot write weights there"):
         fetch.fetch_weights(small_row)
 
 

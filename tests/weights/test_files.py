@@ -82,7 +82,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, suffix, nested):
 def test_a_refusal_names_what_was_asked_for(tmp_path):
     path = tmp_path / "evil.ckpt"
     path.write_bytes(pickle.dumps(RunsACommand(tmp_path / "was_run"), protocol=2))
-    with pytest.raises(WeightsError, match=r"asks for (posix|nt)\.system, arrays alone are allowed"):
+    with pytest.raises(WeightsError, match=r"asks for (posix|nt)\.system, only arrays are allowed"):
         read_tensors(path)
 
 
@@ -133,7 +133,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, suffix):
             "a Git LFS pointer",
         ),
         ("w.bin", b"<!DOCTYPE html>", "is a web page"),
-        ("w", b"x", "is no weights file, it starts with b'x'"),
+        ("w", b"x", "not a weights file, it starts with b'x'"),
     ],
     ids=["missing", "HDF5", "pointer", "page", "unknown"],
 )

@@ -153,7 +153,7 @@ REFUSED = {
     ),
     "none": ("hf:org/none", "has no weights file: none ends in"),
     "gated": ("hf:org/gated", "access to org/gated must be granted"),
-    "name": ("hf:org", "is no name on the hub: use hf:ORG/NAME"),
+    "name": ("hf:org", "is not a name on the hub: use hf:ORG/NAME"),
 }
 
 

@@ -215,5 +215,5 @@ def test_a_trained_scale_of_a_port_is_not_lost_in_silence(published, port):
     name, tensors = port
     scale = next(key for key in tensors if key.endswith(".weight") and "conv3d.weight" not in key)
     tensors[scale][0] = 1.5
-    with pytest.raises(WeightsError, match="of the file must be one, the norms here have no scale"):
+    with pytest.raises(WeightsError, match="of the file must be 1: the norms here have no scale"):
         load_weights(InceptionV1Classifier(), published(tensors)[0], keymap=name)

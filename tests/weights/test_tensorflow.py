@@ -151,7 +151,7 @@ def test_a_changed_byte_of_a_tensor_is_found(write):
     content = bytearray(data.read_bytes())
     content[1] ^= 1
     data.write_bytes(content)
-    with pytest.raises(WeightsError, match="RGB/conv_0/w does not have the checksum that the index says"):
+    with pytest.raises(WeightsError, match="RGB/conv_0/w does not match its checksum in the index"):
         read_tensors(path)
 
 
@@ -159,7 +159,7 @@ def test_cut_and_missing_tensors_are_named(write):
     path = write(arrays())
     data = path.with_suffix(".data-00000-of-00001")
     data.write_bytes(data.read_bytes()[:-1])
-    with pytest.raises(WeightsError, match="cut short, scalar would end behind"):
+    with pytest.raises(WeightsError, match="truncated, scalar would end after"):
         read_tensors(path)
     data.unlink()
     with pytest.raises(WeightsError, match=r"model.ckpt.data-00000-of-00001 is missing"):
@@ -168,7 +168,7 @@ def test_cut_and_missing_tensors_are_named(write):
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [({"parts": 2}, "in 2 parts, one can be read"), ({"compression": 1}, "it is compressed")],
+    [({"parts": 2}, "in 2 parts, only one can be read"), ({"compression": 1}, "it is compressed")],
     ids=["parts", "compressed"],
 )
 def test_kinds_of_checkpoints_that_are_not_read_say_so(write, how, message):

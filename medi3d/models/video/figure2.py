@@ -22,16 +22,16 @@ from medi3d.weights.catalogue import get_row, read_classes
 from medi3d.weights.load import load_weights
 
 STACK = 10
-"""Flow fields that a network sees beside one RGB frame (Simonyan & Zisserman 2014, arXiv:1406.2199)."""
+"""Flow fields that a network sees with one RGB frame (Simonyan & Zisserman 2014, arXiv:1406.2199)."""
 FUSED_FRAMES = 5
-"""RGB frames that the fused network sees, a stack apart."""
+"""RGB frames that the fused network sees, one stack apart."""
 
 
 class ConvNetLSTM(nn.Module):
-    """(a) Frames through a 2D network, an LSTM over their features; each step names the class.
+    """(a) A 2D network on frames, and an LSTM over their features; each step predicts the class.
 
-    Takes one frame of every five of a clip at 25 frames per second. In training it gives the logits of all
-    steps, `(B, classes, steps)`; otherwise those of the last.
+    Uses every fifth frame of a clip at 25 frames per second. In training it returns the logits of all steps,
+    `(B, classes, steps)`; otherwise those of the last.
     """
 
     EVERY = 5
@@ -53,7 +53,7 @@ class ConvNetLSTM(nn.Module):
 
 
 class C3D(nn.Module):
-    """(b) A 3D VGG: eight convolutions, five pools, two fully connected layers, each normalised.
+    """(b) A 3D VGG: eight convolutions, five pools, two fully connected layers, each with batch norm.
 
     Sees 16 frames of 112×112; a longer clip is covered by windows whose logits are averaged.
     Tran et al. 2015, arXiv:1412.0767, with the I3D paper's batch norms and its stride 2 in the first pool.
@@ -86,10 +86,10 @@ class C3D(nn.Module):
 
 
 class TwoStream(nn.Module):
-    """A network for RGB and one for flow, each trained on its own loss, joined when they are asked.
+    """A network for RGB and one for flow, each trained on its own loss and combined for prediction.
 
-    Takes clips of five channels: RGB, then flow. In training it gives a list of both streams' logits; their
-    losses are added, and no gradient passes from one stream to the other.
+    Takes clips of five channels: RGB, then flow. In training it returns a list of both streams' logits; their
+    losses are added, and no gradient passes between the streams.
     """
 
     def __init__(self, rgb: nn.Module, flow: nn.Module, *, add: bool = False) -> None:
@@ -112,7 +112,7 @@ class TwoStream(nn.Module):
 
 
 class MiddleFrame(Classifier):
-    """The RGB half of (c): one frame of every ten; a longer clip gives the mean over its frames."""
+    """The RGB half of (c): every tenth frame; for a longer clip the mean over its frames."""
 
     def forward(self, clip: Tensor) -> Tensor:
         """`(B, 3, T, H, W)`, T at least 10 -> logits."""
@@ -120,7 +120,7 @@ class MiddleFrame(Classifier):
 
 
 class FlowStack(Classifier):
-    """The flow half of (c): ten fields as one image of twenty channels; a mean over stacks."""
+    """The flow half of (c): ten fields as one image of twenty channels; the mean over stacks."""
 
     def forward(self, clip: Tensor) -> Tensor:
         """`(B, 2, T, H, W)`, T at least 10 -> logits."""
@@ -140,7 +140,7 @@ def stacks_of(clip: Tensor) -> Tensor:
 class FusedStreams(nn.Module):
     """The encoder of (d): the streams' last maps, joined by a 3×3×3 convolution and a 3×3×3 max-pool.
 
-    Of clips with one stream alone, the other network is None.
+    For clips with a single stream the other network is None.
     """
 
     def __init__(self, rgb: nn.Module | None, flow: nn.Module | None) -> None:
@@ -177,7 +177,7 @@ class FusedTwoStream(Classifier):
 
 
 class I3D(nn.Module):
-    """Inception-V1 under the plan `video` with the published head: logits of windows of time, averaged."""
+    """Inception-V1 under the plan `video` with the published head: mean logits over windows of time."""
 
     def __init__(self, encoder: nn.Module, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -189,12 +189,12 @@ class I3D(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         """`(B, C, T, H, W)` -> logits `(B, num_classes)`."""
         maps = self.encoder(clip)[-1]
-        if min(maps.shape[3:]) < 7:  # smaller frames than 193×193: the 7×7 pool gets its mean ready-made
+        if min(maps.shape[3:]) < 7:  # frames below 193×193: the 7×7 pool gets the mean directly
             maps = maps.mean(dim=(3, 4), keepdim=True).expand(-1, -1, -1, 7, 7)
         return self.head(maps).mean(dim=2)
 
     def load(self, weights: str) -> None:
-        """Fill the trunk, and the head where the classes are as many as the published ones."""
+        """Fill the trunk, and the head if the number of classes is the published one."""
         row = get_row(weights)
         trunk: Any = self.encoder
         named: Any = self.head.network
@@ -258,7 +258,7 @@ def _frame_streams(options: VideoOptions) -> tuple[nn.Module | None, nn.Module |
 
 
 def _joined(rgb: nn.Module | None, flow: nn.Module | None, *, add: bool = False) -> nn.Module:
-    """Both streams, or the one that the clips hold."""
+    """Both streams, or the one in the clips."""
     if rgb is not None and flow is not None:
         return TwoStream(rgb, flow, add=add)
     (alone,) = (stream for stream in (rgb, flow) if stream is not None)

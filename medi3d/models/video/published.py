@@ -1,4 +1,4 @@
-"""What each video network takes and how large it is, as published. docs/video.md shows the table."""
+"""Input and size of each video network, as published. docs/video.md shows the table."""
 
 from dataclasses import dataclass
 
@@ -11,17 +11,17 @@ class Published:
     parameters: float
     """in millions, with 400 classes"""
     counted: str
-    """where that number stands"""
+    """where that number is published"""
     frames: int
-    """frames that it sees at once"""
+    """number of frames that it sees at once"""
     stride: int
-    """of a clip's frames one in so many; the two-stream networks and the LSTM pick theirs themselves"""
+    """use every n-th frame of a clip; the two-stream networks and the LSTM choose their own frames"""
     size: int
     """height and width in pixels"""
     channels: int = 3
-    """of a clip: 3 for RGB, 5 for RGB and flow"""
+    """channels of a clip: 3 for RGB, 5 for RGB and flow"""
     pretrained: bool = False
-    """whether weights fill its encoder: a row that fits, or those of timm"""
+    """whether its encoder has weights: a matching row, or timm's"""
 
 
 _I3D = "Carreira & Zisserman 2017, arXiv:1705.07750"

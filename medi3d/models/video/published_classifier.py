@@ -1,4 +1,4 @@
-"""Name what a clip shows, with a published video network."""
+"""Classify a clip with a published video network."""
 
 from collections.abc import Sequence
 
@@ -19,21 +19,21 @@ STREAMS = {"RGB": "rgb", "UV": "flow"}
 
 
 def published_streams(weights: str) -> str:
-    """What a row's network sees of a clip: "rgb", "flow", or "both" for two rows, RGB+FLOW.
+    """The streams of a clip that a row's network uses: "rgb", "flow", or "both" for two rows, RGB+FLOW.
 
     Raises:
         WeightsError: no such row.
-        SourceError: it sees neither, or two rows are not RGB+FLOW.
+        SourceError: it uses neither, or two rows are not RGB+FLOW.
     """
     seen = []
     for name in weights.split("+"):
         contract = get_row(name).contract
         if contract is None or contract.channels not in STREAMS:
-            raise SourceError(f"weights {name} are of no network for clips")
+            raise SourceError(f"weights {name} are not for a network of clips")
         seen.append(STREAMS[contract.channels])
     if len(seen) > 1 and seen != ["rgb", "flow"]:
         raise SourceError(
-            f"weights {weights!r} are of {', '.join(seen)}: two streams are RGB+FLOW, in this order"
+            f"weights {weights!r} are of {', '.join(seen)}: two streams must be RGB+FLOW, in this order"
         )
     return seen[0] if len(seen) == 1 else "both"
 
@@ -41,8 +41,8 @@ def published_streams(weights: str) -> str:
 def build_published_classifier(weights: str) -> tuple[nn.Module, list[str]]:
     """The published I3D with its own head, ready to use, and its class names.
 
-    Takes clips `(B, C, T, H, W)` in the range of the row's input contract; gives logits `(B, classes, T')`.
-    For two rows, RGB+FLOW, both networks, whose logits are added; clips then have five channels.
+    Takes clips `(B, C, T, H, W)` in the range of the row's input contract; returns logits `(B, classes, T')`.
+    For two rows, RGB+FLOW, it is both networks with their logits added; clips then have five channels.
 
     Raises:
         WeightsError: no such row, it has no classes, or the file is not on this machine.
@@ -52,7 +52,7 @@ def build_published_classifier(weights: str) -> tuple[nn.Module, list[str]]:
     made = [_build_stream(name) for name in weights.split("+")]
     (network, classes), (_, others) = made[0], made[-1]
     if others != classes:
-        raise SourceError(f"weights {weights!r}: {len(classes)} and {len(others)} classes, not the same ones")
+        raise SourceError(f"weights {weights!r}: {len(classes)} and {len(others)} classes, which differ")
     return (network if len(made) == 1 else TwoStream(network, made[1][0], add=True)).eval(), classes
 
 
@@ -60,7 +60,7 @@ def check_published(weights: str) -> None:
     """Refuse rows that name no classes or are not on this machine, before a clip is read for them.
 
     Raises:
-        WeightsError, SourceError: as `build_published_classifier`.
+        WeightsError, SourceError: see `build_published_classifier`.
     """
     published_streams(weights)
     for name in weights.split("+"):
@@ -80,7 +80,7 @@ def _build_stream(name: str) -> tuple[nn.Module, list[str]]:
     row, classes = get_row(name), _check_row(name)
     assert row.contract is not None
     net2d = InceptionV1Classifier(len(classes), in_channels=len(row.contract.channels))
-    network, _ = build(net2d, KernelPlan.video())  # proven where it is tested, not for every clip anew
+    network, _ = build(net2d, KernelPlan.video())  # proven in the tests, not again for every clip
     load_weights(network, row)
     return network.eval(), classes
 
@@ -92,10 +92,10 @@ def classify_clip(
     """The likeliest classes of one clip with their probabilities, likeliest first.
 
     Args:
-        network: gives logits `(B, classes, T')`, averaged over time as published, or `(B, classes)`.
+        network: returns logits `(B, classes, T')`, averaged over time as published, or `(B, classes)`.
         clip: `(C, T, H, W)`.
         classes: names in the order of the logits.
-        top: how many.
+        top: number of classes to return.
     """
     logits = of_any_length(clip.unsqueeze(0), network)[0]
     logits = logits.mean(dim=1) if logits.dim() == 2 else logits

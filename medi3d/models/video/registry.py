@@ -1,4 +1,4 @@
-"""Video networks by name: the table of their builders, and what these share."""
+"""Video networks by name: the table of their builders, and shared helpers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ RGB, FLOW = slice(0, 3), slice(3, 5)
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """What the builder of a video network is told."""
+    """Options for the builder of a video network."""
 
     num_classes: int
     in_channels: int
@@ -28,7 +28,7 @@ class VideoOptions:
     proof: bool = False
 
     def encoder(self, source: str | nn.Module, plan: Any, **more: Any) -> nn.Module:
-        """An encoder of the network (`create_encoder`); `more` comes before the options."""
+        """An encoder of the network (`create_encoder`); `more` overrides the options."""
         own = {
             "weights": self.weights,
             "in_channels": self.in_channels,
@@ -39,7 +39,7 @@ class VideoOptions:
         return create_encoder(source, plan=plan, **{**own, **more})
 
     def stream_weights(self) -> tuple[str | None, str | None]:
-        """Weights of the RGB and of the flow stream, from "RGB+FLOW"; "none" leaves a stream at random.
+        """Weights of the RGB and of the flow stream, from "RGB+FLOW"; "none" leaves a stream random.
 
         Raises:
             SourceError: weights are named, but not for both.
@@ -56,7 +56,7 @@ class VideoOptions:
 
 
 VIDEO: dict[str, Callable[[VideoOptions], nn.Module]] = {}
-"""Name -> builder; each has its facts in `PUBLISHED`."""
+"""Name -> builder; `PUBLISHED` has the facts of each."""
 
 
 def register_video(name: str) -> Callable:
@@ -72,18 +72,18 @@ def register_video(name: str) -> Callable:
 def create_video(name: str, *, num_classes: int, in_channels: int | None = None, **options: Any) -> nn.Module:
     """The video network of that name: clips `(B, C, T, H, W)` -> logits `(B, num_classes)`.
 
-    In training some return more, which the task's loss takes: `(B, num_classes, steps)` where every step
-    is judged, a list where streams are trained apart.
+    In training some return more, for the task's loss: `(B, num_classes, steps)` where every step has a loss,
+    a list where streams are trained separately.
 
     Args:
         name: a key of `VIDEO`.
-        num_classes: classes.
-        in_channels: channels of the clips; None: as published (5 where RGB and flow are both seen). Of a
-            network of two streams 3 builds that of RGB alone, 2 that of flow.
+        num_classes: number of classes.
+        in_channels: channels of the clips; None: as published (5 for RGB and flow together). For a two-stream
+            network 3 builds the RGB stream alone, 2 the flow stream.
         options: `dropout`, `weights`, `contract`, `read_weights` and `proof`, see `create_encoder`.
 
     Raises:
-        SourceError: an option that it does not have: its kernel plan is its own.
+        SourceError: an option that the network does not have; its kernel plan is fixed.
     """
     published = PUBLISHED[name]
     unknown = sorted(set(options) - set(VideoOptions.__dataclass_fields__))
@@ -101,16 +101,16 @@ def create_video(name: str, *, num_classes: int, in_channels: int | None = None,
 
 
 FRAMES_AT_ONCE = 512
-"""A longer clip is judged by windows of so many frames: memory has a bound, about 4 GB at 224 pixels."""
+"""A longer clip is split into windows of this many frames, to bound memory: about 4 GB at 224 pixels."""
 
 
 def of_any_length(clip: Tensor, classify: Callable[[Tensor], Tensor]) -> Tensor:
-    """Logits in float32 of a clip `(B, C, T, H, W)`, seen whole up to `FRAMES_AT_ONCE` frames."""
+    """Logits in float32 of a clip `(B, C, T, H, W)`, in one window up to `FRAMES_AT_ONCE` frames."""
     return over_windows(classify, clip, min(FRAMES_AT_ONCE, clip.shape[2])).float()
 
 
 def over_windows(classify: Callable[[Tensor], Tensor], clip: Tensor, frames: int) -> Tensor:
-    """Mean logits over as few windows of `frames` frames as cover a clip, evenly spread.
+    """Mean logits over the fewest windows of `frames` frames that cover a clip, evenly spaced.
 
     Raises:
         ShapeError: the clip is shorter than one window.

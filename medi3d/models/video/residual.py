@@ -1,4 +1,4 @@
-"""Followers of I3D on residual networks: a 2D ResNet, a little rebuilt, and a plan for its time axis.
+"""Successors of I3D on residual networks: a 2D ResNet, slightly modified, and a plan for its time axis.
 
 Patterns of the plans name timm's layers. Time is padded by replication, since no published weights are read.
 """
@@ -23,7 +23,7 @@ import timm  # noqa: E402 - timm needs the shim
 
 
 def frame_wise(name: str, *overrides: Override, **settings: Any) -> KernelPlan:
-    """A plan that leaves time alone but in the layers that it names."""
+    """A plan that does not mix time except in the layers that it names."""
     return KernelPlan(name=name, kernel=1, stride=1, overrides=overrides, **settings)
 
 
@@ -35,11 +35,11 @@ _EVERY_OTHER = (
     Override("layer3.[024].conv1", kernel=3),
     Override("layer4.1.conv1", kernel=3),
 )
-"""3×1×1 in every other block, as the authors' code has it, and its max-pool in time after the first stage."""
+"""3×1×1 in every other block, as in the authors' code, and its max-pool in time after the first stage."""
 
 
 def add_time_pool(resnet: Any) -> None:
-    """A pool that does nothing to an image, for the plan to spread over time."""
+    """Add a pool that leaves an image unchanged, for the plan to spread over time."""
     resnet["layer1"].append(nn.MaxPool2d(1))
 
 
@@ -106,7 +106,8 @@ def _p3d(options: VideoOptions) -> nn.Module:
 
 
 def centre_windows(encoder: Any, pattern: str) -> nn.Module:
-    """Let 1×1 layers that step over time start half a kernel early, as published: their windows are centred.
+    """Let 1×1 layers that step over time start half a kernel early, as published, so that their windows are
+    centred.
 
     A rule pads time as its layer pads in-plane, and a 1×1 convolution does not.
     """
@@ -117,7 +118,7 @@ def centre_windows(encoder: Any, pattern: str) -> nn.Module:
 
 
 def two_plus_one(conv: nn.Conv2d, between: int) -> nn.Sequential:
-    """A convolution in two, in-plane and 1×1, norm and ReLU between; the plan turns the second to time."""
+    """A convolution split into in-plane and 1×1, norm and ReLU between; the plan turns the second to time."""
     size: dict[str, Any] = {"kernel_size": conv.kernel_size, "stride": conv.stride, "padding": conv.padding}
     return nn.Sequential(
         OrderedDict(
@@ -130,7 +131,7 @@ def two_plus_one(conv: nn.Conv2d, between: int) -> nn.Sequential:
 
 
 def factorise(resnet: Any) -> None:
-    """R(2+1)D: each 3×3 convolution in two, as wide between as a 3×3×3 one would be large; no max-pool."""
+    """R(2+1)D: each 3×3 convolution split in two, as large as a 3×3×3 one; no max-pool."""
     resnet["conv1"] = two_plus_one(resnet["conv1"], 45)
     resnet["maxpool"] = nn.Identity()
     for stage in ("layer1", "layer2", "layer3", "layer4"):
@@ -153,15 +154,15 @@ def _r2plus1d_18(options: VideoOptions) -> nn.Module:
 
 
 class SlowFast(nn.Module):
-    """SlowFast in 2D: two ResNet-50, one an eighth as wide, and 1×1 convolutions from it to the other.
+    """SlowFast in 2D: two ResNet-50s, one an eighth as wide, and 1×1 convolutions from it to the other.
 
-    The plan makes the wide one slow: its stem steps over `ALPHA` frames at once, and so do the lateral
-    convolutions. Gives the last map of each, slow first.
+    The plan makes the wide one slow: its stem and the lateral convolutions stride by `ALPHA` frames. Returns
+    the last map of each, slow first.
     """
 
     ALPHA = 8
     WIDTHS = (8, 32, 64, 128)
-    """Of the fast pathway's stem and first three stages."""
+    """Channels of the fast pathway's stem and first three stages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,13 +191,13 @@ class SlowFast(nn.Module):
 
 
 def _stages(resnet: Any) -> nn.ModuleList:
-    """Stem and four stages of one of timm's ResNets as an encoder."""
+    """Stem and four stages of a timm ResNet as an encoder."""
     stem = nn.Sequential(*(resnet[name] for name in ("conv1", "bn1", "act1", "maxpool")))
     return nn.ModuleList([stem, *(resnet[f"layer{stage}"] for stage in range(1, 5))])
 
 
 def _narrow_resnet() -> Any:
-    """ResNet-50 of an eighth of the width; timm narrows its stem only where that is deep."""
+    """ResNet-50 at an eighth of the width; timm narrows only deep stems."""
     resnet: Any = timm.create_model(
         "resnet50", features_only=True, channels=(8, 16, 32, 64), stem_type="deep", stem_width=4
     )
@@ -205,7 +206,7 @@ def _narrow_resnet() -> Any:
 
 
 def _take(block: Any, channels: int) -> None:
-    """Let a stage's first block take so many channels."""
+    """Set the input channels of a stage's first block."""
     for owner, name in ((block, "conv1"), (block.downsample, "0")):
         conv = getattr(owner, name)
         setattr(owner, name, nn.Conv2d(channels, conv.out_channels, 1, stride=conv.stride, bias=False))

@@ -23,7 +23,7 @@ from torchvision.models.video import mvit_v1_b  # noqa: E402
 
 
 class TimeEmbedding(nn.Identity):
-    """Where a vision transformer's tokens learn which frame they are of; in 2D it does nothing."""
+    """Where a vision transformer's tokens get their frame's position; in 2D it does nothing."""
 
     def __init__(self, frames: int, width: int, prefix: int) -> None:
         super().__init__()
@@ -32,9 +32,9 @@ class TimeEmbedding(nn.Identity):
 
 @register_rule(TimeEmbedding)
 class TimeEmbeddingRule(Rule):
-    """A vector for each frame, added to its tokens but the class token; all start at zero (TimeSformer).
+    """A vector per frame, added to its tokens except the class token; all start at zero (TimeSformer).
 
-    A clip of another length takes the nearest ones, as in the authors' code.
+    A clip of another length uses the nearest vectors, as in the authors' code.
     """
 
     kind = "other"
@@ -85,7 +85,7 @@ def _from_timm(name: str, options: VideoOptions, **settings: Any) -> Any:
 
 
 def _classifier(net2d: nn.Module, name: str, plan: KernelPlan, options: VideoOptions) -> nn.Module:
-    """The classifier of a network that brings timm's weights of `name`, if any, with their input contract."""
+    """The classifier of a network with timm's weights of `name`, if any, and their input contract."""
     pretrained = options.weights == "timm"
     normaliser = normaliser_of(name, options.in_channels) if pretrained and options.contract else None
     inside = options.in_channels if normaliser is None else normaliser.channels
@@ -116,7 +116,7 @@ def _video_swin_tiny(options: VideoOptions) -> nn.Module:
 
 
 class MViT(nn.Module):
-    """torchvision's MViT-B, whose positions are fixed: 16 frames of 224×224; a mean over windows of 16."""
+    """torchvision's MViT-B, whose positions are fixed: 16 frames of 224×224; the mean over windows of 16."""
 
     FRAMES, SIZE = 16, 224
 

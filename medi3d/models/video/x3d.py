@@ -1,6 +1,6 @@
 """X3D-M (Feichtenhofer 2020, arXiv:2004.04730): a 2D network of depthwise blocks, and a plan for its time.
 
-Layers and widths as PySlowFast builds them; squeeze-excitation looks at the whole clip. Time is padded by
+Layers and widths as PySlowFast builds them; squeeze-excitation pools over the whole clip. Time is padded by
 replication.
 """
 

@@ -1,4 +1,4 @@
-"""Encoders that are 3D from the start, for weights that were trained on volumes or clips.
+"""Natively 3D encoders, for weights that were trained on volumes or clips.
 
     medicalnet:resnetN  MedicalNet's ResNets (Chen et al. 2019, "Med3D", arXiv:1904.00625), N = 10 ... 200
     unet3d              the U-Net of Models Genesis (Zhou et al. 2019, arXiv:1908.06912) and of SuPreM
@@ -14,7 +14,7 @@
     ircsn:resnetN       ir-CSN (Tran et al. 2019, arXiv:1904.02811), N = 50, 152
 
 Parameters have the published names. Each encoder takes `(B, C, D, H, W)` and returns a list of maps, fine to
-coarse, the last of each resolution; it has `.in_channels`, `.out_channels` and `.strides`.
+coarse, the last of each resolution. It has `.in_channels`, `.out_channels` and `.strides`.
 """
 
 import logging
@@ -47,7 +47,7 @@ VOLUMETRIC: dict[str, Callable[[int, int | None], VolumetricEncoder]] = {
     **{f"r3d:resnet{depth}": partial(R3D, depth) for depth in R3D_DEPTHS},
     **{f"ircsn:resnet{depth}": partial(IrCSN, depth) for depth in IRCSN_DEPTHS},
 }
-"""Sources that are 3D from the start, by name: `(in_channels, levels)` -> encoder."""
+"""Natively 3D sources by name: `(in_channels, levels)` -> encoder."""
 
 
 def create_volumetric(
@@ -64,13 +64,13 @@ def create_volumetric(
     Raises:
         SourceError: more levels than there are, or `timm` as weights.
         ShapeError: fewer than one channel.
-        WeightsError: as `load_weights` says.
+        WeightsError: see `load_weights`.
     """
     if in_channels < 1:
         raise ShapeError(f"a network needs at least 1 input channel, not {in_channels}")
     if weights == "timm":
-        raise SourceError(f"weights 'timm' are for sources timm:NAME; {source!r} is none of them")
-    unread = not read_weights and str(weights).startswith("file:")  # it says nothing of its input
+        raise SourceError(f"weights 'timm' are for sources timm:NAME; {source!r} is not one")
+    unread = not read_weights and str(weights).startswith("file:")  # the file does not describe its input
     row = None if weights is None or unread else get_row(weights)
     expected, unknown = contract_of(source, weights, row) if contract and row is not None else (None, "")
     normaliser = None if expected is None else Normaliser(expected, in_channels)

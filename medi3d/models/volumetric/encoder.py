@@ -1,4 +1,4 @@
-"""What every encoder that is 3D from the start declares, and the turns between its axes and ours."""
+"""The base class of natively 3D encoders, and the turns between their axes and ours."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from medi3d.models.contract import Normaliser
 
 @dataclass
 class VolumetricReport:
-    """Where a 3D encoder comes from, and what became of the weights that it was given."""
+    """The source of a 3D encoder, and the report on its weights."""
 
     source: str
     parameters: int
@@ -23,7 +23,7 @@ class VolumetricReport:
 
 
 class VolumetricEncoder(nn.Module):
-    """What an encoder declares, and the checks of its input; subclasses have `maps`."""
+    """An encoder's declarations and input checks; subclasses define `maps`."""
 
     report: VolumetricReport
     in_channels: int

@@ -10,10 +10,10 @@ from medi3d.models.pyramid import extract_pyramid
 from medi3d.models.volumetric.encoder import VolumetricEncoder
 
 torchvision_shim.install()
-import torchvision  # noqa: E402 - it needs the shim
+import torchvision  # noqa: E402 - torchvision needs the shim
 
 MERLIN = KernelPlan(name="merlin", padding="zeros", overrides=(Override("conv1", kernel=3, stride=1),))
-"""As `isotropic`, but the stem looks at three slices and does not stride over them; depth padded with zeros.
+"""Like `isotropic`, but the stem spans three slices without stride; depth is padded with zeros.
 
 merlin/models/i3res.py of merlin-vlm 0.0.7; its kernels start in the middle tap (profile `centre`).
 """
@@ -26,9 +26,9 @@ class Merlin(VolumetricEncoder):
     (z to superior, x to right, y to anterior): the volume is turned for it, and its maps are turned back.
 
     Args:
-        in_channels: channels of the input; it was trained on one, shown three times.
-        levels: maps to give; None: all five.
-        net2d: a ResNet of torchvision that lends its weights; None: a ResNet-152 whose kernels are drawn.
+        in_channels: channels of the input; it was trained on one, repeated three times.
+        levels: number of maps to return; None: all five.
+        net2d: a ResNet of torchvision whose weights are used; None: a ResNet-152 with random kernels.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Merlin(VolumetricEncoder):
         pyramid = extract_pyramid(net2d or torchvision.models.resnet152(), levels)
         self.inflated, _ = build(pyramid, MERLIN, profile="centre", in_channels=in_channels)
         for rule in self.inflated.rules().values() if net2d is None else ():
-            if isinstance(rule, ConvRule):  # or it would be blind to neighbouring slices from the start
+            if isinstance(rule, ConvRule):  # or it would ignore neighbouring slices at first
                 nn.init.kaiming_normal_(rule.weight, mode="fan_out", nonlinearity="relu")
         self.in_channels, self.normaliser = in_channels, None
         self.out_channels, self.strides = self.inflated.out_channels, self.inflated.strides

@@ -1,7 +1,7 @@
 """3D ResNets: MedicalNet's, trained on volumes, and r3d and ir-CSN, trained on clips.
 
-All are MONAI's ResNet, which comes from kenshohara/3D-ResNets-PyTorch, with the strides and the kernels that
-were published.
+All are MONAI's ResNet, which comes from kenshohara/3D-ResNets-PyTorch, with the published strides and
+kernels.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from medi3d.models.volumetric.encoder import VolumetricEncoder
 from medi3d.weights.keymaps.resnet import BLOCKS
 
 WIDTHS = (64, 128, 256, 512)
-"""Of the stages, as published; a bottleneck gives four times as many channels."""
+"""Widths of the stages, as published; a bottleneck outputs four times as many channels."""
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
@@ -51,7 +51,7 @@ class MedicalNet(VolumetricEncoder, ResNetFeatures):  # type: ignore[misc]
 
 
 def _set_strides(stage: nn.Sequential, stride: int, dilation: int) -> None:
-    """Give a stage its published stride and dilation, and shortcuts of type A a module of their own."""
+    """Give a stage its published stride and dilation, and its shortcuts of type A their own module."""
     first: Any = stage[0]
     for block in stage.children():
         for conv in block.modules():
@@ -77,18 +77,18 @@ class _PaddedShortcut(nn.Module):
 
 
 class _Staged(VolumetricEncoder, ResNet):  # type: ignore[misc]
-    """A ResNet that keeps time as wide as frames allow: maps of the stem and of every stage.
+    """A ResNet that strides late in time: maps of the stem and of every stage.
 
     Args:
-        depth: of the network, see `BLOCKS`.
+        depth: depth of the network, see `BLOCKS`.
         in_channels: channels of the input.
-        levels: maps to give; what lies behind the last is not built. None: all five.
+        levels: number of maps to return; later layers are not built. None: all five.
         widths: channels of the stages, before a bottleneck widens them.
-        blocks: in each stage; None: those of the depth.
+        blocks: number of blocks in each stage; None: those of the depth.
     """
 
     STEM: Any
-    """Kernel of the stem; it strides by two in-plane alone."""
+    """Kernel of the stem; it strides by two in-plane only."""
     STRIDES: Sequence[Triple]
 
     def __init__(
@@ -130,7 +130,7 @@ class _Staged(VolumetricEncoder, ResNet):  # type: ignore[misc]
 class R3D(_Staged):
     """3D-ResNets-PyTorch (Hara et al. 2018, arXiv:1711.09577; Kataoka et al. 2020, arXiv:2004.04968).
 
-    Stem of 7×7×7 that strides in-plane alone, shortcuts of type B. Time is halved from the max-pool on.
+    Stem of 7×7×7 that strides in-plane only, shortcuts of type B. Time is halved from the max-pool on.
     """
 
     STEM = (7, 7, 7)
@@ -140,8 +140,8 @@ class R3D(_Staged):
 class IrCSN(_Staged):
     """Interaction-reduced channel-separated network (Tran et al. 2019, arXiv:1904.02811), as in mmaction2.
 
-    Bottlenecks whose 3×3×3 convolution is depthwise; stem of 3×7×7 and a max-pool of 1×3×3, so that time is
-    halved by the last three stages alone. Norms have an epsilon of 1e-3.
+    Bottlenecks whose 3×3×3 convolution is depthwise; stem of 3×7×7 and a max-pool of 1×3×3, so that only the
+    last three stages halve time. Norms have an epsilon of 1e-3.
     """
 
     STEM = (3, 7, 7)

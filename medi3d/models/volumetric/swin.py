@@ -11,7 +11,7 @@ from medi3d.models.volumetric.encoder import VolumetricEncoder, from_xyz_of_ras,
 
 LEVELS = 6
 _BLOCKS = ("encoder1", "encoder2", "encoder3", "encoder4", None, "encoder10")
-"""What each map goes through behind the transformer; the fifth is the transformer's own."""
+"""Layer of each map after the transformer; the fifth map is the transformer's own."""
 
 
 class SwinEncoder(VolumetricEncoder):
@@ -23,7 +23,7 @@ class SwinEncoder(VolumetricEncoder):
     Args:
         width: channels of the first map: 48 (B), 96 (L) or 192 (H).
         in_channels: channels of the input.
-        levels: maps to give; None: all six.
+        levels: number of maps to return; None: all six.
     """
 
     def __init__(self, width: int, in_channels: int = 1, levels: int | None = None) -> None:
@@ -59,7 +59,7 @@ class SwinEncoder(VolumetricEncoder):
         return maps
 
     def _tokens(self, volume: Tensor) -> Iterator[Tensor]:
-        """What the patches' embedding and each stage of the transformer give, normalised over channels."""
+        """Outputs of the patch embedding and of each transformer stage, normalised over channels."""
         if len(self.strides) < 2:
             return
         swin: Any = self.swinViT

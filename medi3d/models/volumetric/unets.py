@@ -63,7 +63,7 @@ class NnUNet3d(VolumetricEncoder, NnUNetEncoder):  # type: ignore[misc]
         self.strides = [(2**i, 2**i, 2**i) for i in range(len(self.out_channels))]
 
     def maps(self, volume: Tensor) -> list[Tensor]:
-        """A map of every stage."""
+        """One map per stage."""
         return NnUNetEncoder.forward(self, volume)
 
 
@@ -90,7 +90,7 @@ class _UNetUnit(nn.Module):
 class SegRes(VolumetricEncoder, SegResEncoder):  # type: ignore[misc]
     """CT-FM's encoder: MONAI's SegResEncoder (Myronenko 2018, arXiv:1810.11654) with batch norms.
 
-    Maps at strides 1, 2, 4, 8 and 16. Its axes are (superior, posterior, left), which are ours.
+    Maps at strides 1, 2, 4, 8 and 16. Its axes are (superior, posterior, left), like ours.
     """
 
     BLOCKS = (1, 2, 2, 4, 4)
@@ -111,20 +111,20 @@ class SegRes(VolumetricEncoder, SegResEncoder):  # type: ignore[misc]
         self.strides = [(2**level,) * 3 for level in range(len(self.blocks_down))]
 
     def maps(self, volume: Tensor) -> list[Tensor]:
-        """A map of every level."""
+        """One map per level."""
         return SegResEncoder.forward(self, volume)
 
 
 class Anatomix(VolumetricEncoder):
-    """The encoder of anatomix' U-Net (Dey et al. 2024, arXiv:2411.02372), a list of layers as there.
+    """The encoder of anatomix' U-Net (Dey et al. 2024, arXiv:2411.02372), a list of layers as published.
 
     Two 3×3×3 convolutions a level (three at the first), padded by reflection; maps at strides 1, 2, 4, ...
 
     Args:
         in_channels: channels of the input.
-        levels: maps to give; None: all.
+        levels: number of maps to return; None: all.
         width: channels of the first level; each next has twice as many.
-        downs: how often the resolution is halved.
+        downs: number of times the resolution is halved.
         dev: the larger network of 2026: instance norms without parameters (epsilon 1e-2), average pools.
     """
 
@@ -169,5 +169,5 @@ class Anatomix(VolumetricEncoder):
 
 def _reflecting(before: int, after: int, dev: bool) -> list[nn.Module]:
     conv = nn.Conv3d(before, after, 3, padding="same", padding_mode="reflect", bias=dev)
-    # The map that an activation replaces in place would be one that is given.
+    # An activation in place would overwrite a map that is returned.
     return [conv, nn.InstanceNorm3d(after, eps=1e-2) if dev else nn.BatchNorm3d(after), nn.ReLU()]

@@ -1,7 +1,8 @@
-"""Which published tensor fills which of ours: tables, one loop in `load.py` applies them all.
+"""Tables of which published tensor fills which of ours; one loop in `load.py` applies them all.
 
-A table says published key -> our key, or None for a tensor that is dropped on purpose. Where the layout of
-the numbers differs too (TensorFlow keeps kernels as (t, h, w, in, out)), the `KeyMap` says how to turn them.
+A table maps published key -> our key, or None for a tensor that is dropped on purpose. Where the layout of
+the numbers differs too (TensorFlow keeps kernels as (t, h, w, in, out)), the `KeyMap` states how to transpose
+them.
 """
 
 from collections.abc import Callable

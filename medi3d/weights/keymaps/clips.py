@@ -1,4 +1,4 @@
-"""Networks for clips that are no I3D: R(2+1)D, r3d and ir-CSN."""
+"""Networks for clips other than I3D: R(2+1)D, r3d and ir-CSN."""
 
 from medi3d.weights.keymaps.keymap import KeyMap, norm
 from medi3d.weights.keymaps.resnet import tensors, units
@@ -8,9 +8,10 @@ IRCSN_DEPTHS = (50, 152)
 
 
 def torchvision_r2plus1d_18() -> KeyMap:
-    """torchvision's r2plus1d_18 -> the encoder of ours; its head is dropped. It pads time with zeros.
+    """torchvision's r2plus1d_18 -> our encoder; its head is dropped. It pads time with zeros.
 
-    Each convolution is a list there: in-plane, norm, ReLU, along time (torchvision/models/video/resnet.py).
+    Each convolution is a list in torchvision: in-plane, norm, ReLU, along time
+    (torchvision/models/video/resnet.py).
     """
     table = _two_plus_one("stem", "conv1") | norm("stem.4", "bn1")
     for block in (f"layer{stage}.{number}" for stage in range(1, 5) for number in range(2)):

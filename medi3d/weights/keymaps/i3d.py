@@ -24,7 +24,7 @@ I3D_UNITS = (
 
 I3D_LOGITS = "Logits/Conv3d_0c_1x1"
 
-# Sonnet's module has this one name in the published graph where every sibling has 0b.
+# The published Sonnet graph has 0a here, where every sibling has 0b.
 _TENSORFLOW_SPELLING = {"Mixed_5b/Branch_2/Conv3d_0b_3x3": "Mixed_5b/Branch_2/Conv3d_0a_3x3"}
 
 
@@ -73,7 +73,7 @@ def kinetics_i3d_pytorch() -> KeyMap:
 
 
 def _i3d_port(names: Mapping[str, str], norm: str, head: str) -> KeyMap:
-    """A PyTorch port that calls unit by `names`, each with a `conv3d` and a norm."""
+    """A PyTorch port that names its units by `names`, each with a `conv3d` and a norm."""
     table: dict[str, str | None] = {}
     for unit, published in names.items():
         ours = unit.replace("/", ".")

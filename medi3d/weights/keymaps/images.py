@@ -8,8 +8,8 @@ _LITE0_BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)
 def efficientnet_lite0() -> KeyMap:
     """efficientnet_lite_pytorch's EfficientNet-Lite0 -> timm's tf_efficientnet_lite0.
 
-    Theirs numbers the blocks through and has an expansion everywhere but in the first block; timm numbers
-    them by stage and calls the norms by their place in the block.
+    The source numbers the blocks consecutively, with an expansion in all but the first; timm numbers them by
+    stage and names the norms by their position in the block.
     """
     table: dict[str, str | None] = {"_fc.weight": "classifier.weight", "_fc.bias": "classifier.bias"}
     table |= {"_conv_stem.weight": "conv_stem.weight", "_conv_head.weight": "conv_head.weight"}

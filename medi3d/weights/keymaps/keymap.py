@@ -1,4 +1,4 @@
-"""What a key map is: published name -> our name, and the layout that the published numbers are in."""
+"""Key maps: published name -> our name, and the layout of the published numbers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from torch import Tensor
 
 
 def as_published(our_key: str, tensor: Tensor) -> Tensor:
-    """A tensor as it is: its layout is ours."""
+    """A tensor unchanged: its layout is ours."""
     return tensor
 
 
 @dataclass(frozen=True)
 class KeyMap:
-    """A table of names, and the layout that the published numbers are in.
+    """A table of names, and the layout of the published numbers.
 
-    Our names that a network does not have are left out without complaint: encoders end before the head.
+    Our names that a network does not have are skipped silently: encoders end before the head.
     """
 
     table: Mapping[str, str | None]
@@ -26,20 +26,20 @@ class KeyMap:
     stem: str | None = None
     """Our name of the first kernel, which may be adapted to any number of input channels."""
     ones: tuple[str, ...] = ()
-    """Glob patterns of published names that are dropped only where every number is one: our norms have no
-    scale, and a trained one must not be lost."""
+    """Glob patterns of published names that are dropped only if every number is 1: our
+    norms have no scale, and a trained scale must not be lost."""
 
     @property
     def keeps_layout(self) -> bool:
-        """Whether kernels are taken as they are, neither turned nor reordered."""
+        """Whether kernels are used unchanged, neither turned nor reordered."""
         return self.to_our_layout is as_published
 
     def drops(self, published: str) -> bool:
-        """Whether a published name outside of the table is dropped on purpose."""
+        """Whether a published name outside the table is dropped on purpose."""
         return any(fnmatchcase(published, pattern) for pattern in (*self.dropped, *self.ones))
 
     def must_be_one(self, published: str) -> bool:
-        """Whether a tensor is dropped because it changes nothing, which the caller has to check."""
+        """Whether a tensor is dropped if it changes nothing, which the caller has to check."""
         return any(fnmatchcase(published, pattern) for pattern in self.ones)
 
 

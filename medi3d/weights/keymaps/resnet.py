@@ -1,4 +1,4 @@
-"""3D ResNets whose parameters have torchvision's names: MedicalNet's, and the tables that others share."""
+"""3D ResNets whose parameters have torchvision's names: MedicalNet's, and tables for other key maps."""
 
 from collections.abc import Iterator
 
@@ -21,8 +21,8 @@ MEDICALNET_DEPTHS = tuple(BLOCKS)
 def units(depth: int, *, type_a: bool = False) -> Iterator[tuple[str, str]]:
     """Every convolution of a ResNet with the norm behind it, by name, in the order of the layers.
 
-    Shortcuts of type A have no parameters; of type B the first block of a stage has one, in `layer1` only
-    where it widens (bottlenecks).
+    Shortcuts of type A have no parameters. With type B the first block of a stage has one, in `layer1` only
+    if it widens (bottlenecks).
     """
     bottleneck = depth >= 50
     yield "conv1", "bn1"
@@ -35,7 +35,7 @@ def units(depth: int, *, type_a: bool = False) -> Iterator[tuple[str, str]]:
 
 
 def tensors(depth: int, *, type_a: bool = False) -> list[str]:
-    """Names of a ResNet's tensors but those of its head."""
+    """Names of a ResNet's tensors except those of its head."""
     return [
         key
         for conv, norm in units(depth, type_a=type_a)

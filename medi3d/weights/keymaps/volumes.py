@@ -12,7 +12,7 @@ from medi3d.weights.keymaps.resnet import tensors
 def _unet3d(prefix: str, to_our_layout: Callable[[str, Tensor], Tensor], *dropped: str) -> KeyMap:
     """The U-Net of Models Genesis and SuPreM: its encoder, under `prefix`.
 
-    Running statistics are dropped: the published norms take those of the batch always.
+    Running statistics are dropped: the published norms always use those of the batch.
     """
     table: dict[str, str | None] = {}
     for stage in ("down_tr64", "down_tr128", "down_tr256", "down_tr512"):
@@ -31,7 +31,7 @@ def models_genesis() -> KeyMap:
 
 
 def suprem_unet() -> KeyMap:
-    """MrGiovanni/SuPreM's U-Net, inside of its text-prompted model, whose prompts and heads are dropped."""
+    """MrGiovanni/SuPreM's U-Net, inside its text-prompted model, whose prompts and heads are dropped."""
     prompts = ("precls_conv.*", "GAP.*", "controller.*", "organ_embedding*", "text_to_vision.*")
     return _unet3d("backbone.", from_ras, *prompts)
 
@@ -53,7 +53,7 @@ def nnunet() -> KeyMap:
     """MIC-DKFZ/nnUNet v2: the encoder of a plain or residual U-Net of six stages, plans with kernel 3.
 
     Its modules register their layers twice (`all_modules`) and the decoder holds the encoder once more;
-    the copies are dropped, as the decoder is.
+    the copies and the decoder are dropped.
     """
     table: dict[str, str | None] = {}
     for ours in _nnunet_units():
@@ -135,7 +135,7 @@ _SWIN_BLOCK = (
 def voco() -> KeyMap:
     """Luffy03/Large-Scale-Medical's SwinUNETR (MONAI's, `use_v2`); the decoder is dropped.
 
-    Checkpoints of self-supervision end at the encoder's blocks, those of VoComni have a whole U-Net.
+    Self-supervised checkpoints end at the encoder's blocks; those of VoComni have a whole U-Net.
     """
     ours = ["swinViT.patch_embed.proj.weight", "swinViT.patch_embed.proj.bias"]
     for stage in range(1, 5):
@@ -159,7 +159,7 @@ def anatomix(downs: int = 4, *, affine: bool = True) -> KeyMap:
     ours: list[str] = []
     layers = 1 + 2 * (downs + 1)  # convolutions up to the bottleneck, each with norm and activation
     for number in range(layers):
-        # A pool stands before every second convolution, the fourth being the first of these.
+        # A pool comes before every second convolution, starting with the fourth.
         place = 3 * number + max(0, (number - 1) // 2)
         ours.append(f"model.{place}.weight")
         ours += [*norm(f"model.{place + 1}", "")] if affine else [f"model.{place}.bias"]

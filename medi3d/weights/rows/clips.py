@@ -24,7 +24,7 @@ def _i3d_checkpoint(name: str, folder: str, trained: str) -> WeightsRow:
         file=f"{folder}/model.ckpt.index",
         url=f"https://github.com/google-deepmind/kinetics-i3d (data/checkpoints/{folder}, both files)",
         classes=f"kinetics{600 if kinetics600 else 400}_classes.txt",
-        note="every tensor is held against the CRC-32C of the published index",
+        note="every tensor is checked against its CRC-32C in the published index",
     )
 
 
@@ -75,7 +75,7 @@ def _ircsn(depth: int) -> WeightsRow:
         keymap=f"mmaction_ircsn{depth}",
         file=f"{stem}_20220811-{ending}.pth",
         url=f"https://download.openmmlab.com/mmaction/v1.0/recognition/csn/{stem}/{stem}_20220811-{ending}.pth",
-        note="clips of 32 frames, every other one, of 224x224; time is the depth axis",
+        note="clips of 32 frames, every other frame, of 224x224; time is the depth axis",
     )
 
 

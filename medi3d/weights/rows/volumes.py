@@ -21,7 +21,7 @@ def _medicalnet(depth: int, datasets: int) -> "WeightsRow":
         keymap=f"medicalnet_resnet{depth}",
         file=f"resnet_{depth}{'_23dataset' if more else ''}.pth",
         url=f"https://huggingface.co/TencentMedicalNet/MedicalNet-Resnet{depth} , github Tencent/MedicalNet",
-        note="each volume is normalised by the mean and deviation of its voxels above 0: no fixed range",
+        note="each volume is normalised by the mean and std of its voxels above 0: no fixed range",
     )
 
 
@@ -33,7 +33,7 @@ _OPENMIND = {
     "s3d": ("S3D", "SparK in 3D"),
     "swinunetr": ("SwinUNETR", "SwinUNETR's three tasks"),
 }
-# Of checkpoint_final.pth and its 491,198,606 bytes, as two projects that use it state independently.
+# Of checkpoint_final.pth (491,198,606 bytes), as two projects that use it state independently.
 _OPENMIND_MAE = "7a847af785635335c00e711d16ff4d225d86ecd5992b14c059df2b520e3ee933"
 
 
@@ -53,7 +53,7 @@ def _openmind(task: str) -> WeightsRow:
         sha256=_OPENMIND_MAE if task == "mae" else None,
         size=491_198_606 if task == "mae" else None,
         url=f"https://huggingface.co/AnonRes/{folder}",
-        note="MR; each volume less its mean, by its deviation, background included; 1 mm; patches of 160",
+        note="MR; each volume minus its mean, divided by its std, background included; 1 mm; patches of 160",
     )
 
 
@@ -83,7 +83,7 @@ def _totalsegmentator(number: int) -> WeightsRow:
         url=f"{releases}/v2.0.0-weights/{folder}.zip",
         note="CT; clipped and normalised by the numbers in the archive's plans.json; 1.5 mm; kernels are "
         "turned from (z, y, x) in RAS to (D, H, W); where H or W is even at a level, its strided grid starts "
-        "a voxel later than there",
+        "one voxel later than in nnU-Net",
     )
 
 
@@ -156,7 +156,7 @@ def _ct_fm(kind: str) -> WeightsRow:
         keymap="ct_fm",
         file=f"{folder}/model.safetensors",
         url=f"https://huggingface.co/project-lighter/{folder}",
-        note="CT; HU window -1024 to 2048; its axes (SPL) are ours",
+        note="CT; HU window -1024 to 2048; its axes (SPL) are like ours",
     )
 
 

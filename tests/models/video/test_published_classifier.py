@@ -70,8 +70,12 @@ def test_the_cricket_clip_is_playing_cricket(shared, weights):
         ("imagenet/efficientnet-lite0", WeightsError, "come without class names"),
         ("kinetics400/i3d-flow", WeightsError, "i3d-flow are not on this machine"),
         (PAIR, WeightsError, "i3d-flow are not on this machine"),
-        ("kinetics400/i3d-flow+kinetics400/i3d-rgb", SourceError, "two streams are RGB.FLOW, in this order"),
-        ("medicalnet/resnet10", SourceError, "are of no network for clips"),
+        (
+            "kinetics400/i3d-flow+kinetics400/i3d-rgb",
+            SourceError,
+            "two streams must be RGB.FLOW, in this order",
+        ),
+        ("medicalnet/resnet10", SourceError, "are not for a network of clips"),
         ("nothing", WeightsError, "unknown weights"),
     ],
 )
