@@ -178,8 +178,10 @@ class _Batch:
     def _compute(self, read: _Read, writer: ThreadPoolExecutor) -> "Future[None]":
         try:
             segmentation = segment(self.predictors, read.images)
-        except BaseException:
+        except BaseException as error:
             self.budget.give_back(read.size)
+            if isinstance(error, DataError):
+                raise DataError(f"{read.scan.images[0]}: {error}") from error
             raise
         read.images.clear()
         return writer.submit(self._write, read, segmentation)

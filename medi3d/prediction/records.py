@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,19 @@ class Records:
             ConfigError: another process holds it, or the table in it is not medi3d's.
             DataError: it cannot be written.
         """
+        ours = not self._out.exists()
         with alone_in(self._folder, f"writing masks into {self._out}"):
             for left in self._folder.glob(f"{STAGED}*"):  # by a program that was killed
                 shutil.rmtree(left, ignore_errors=True)
             self._refuse_foreign_table()
-            yield
+            try:
+                yield
+            finally:
+                if not any(self._folder.glob("*.json")):  # nothing was written: leave nothing
+                    shutil.rmtree(self._folder, ignore_errors=True)
+                    if ours:
+                        with suppress(OSError):
+                            self._out.rmdir()
 
     def _refuse_foreign_table(self) -> None:
         if any(set(row) - COLUMNS for row in read_table(self._table)[:1]):
@@ -141,11 +149,10 @@ class Records:
         Raises:
             DataError: it cannot be written.
         """
-        if not self._folder.is_dir():
-            return
         records = [self._read(path) for path in sorted(self._folder.glob("*.json"))]
         there = [record for record in records if (self._out / Path(str(record.get("mask"))).name).is_file()]
-        write_table(self._table, [row for record in there for row in record.get("rows") or []])
+        if there or self._table.exists():
+            write_table(self._table, [row for record in there for row in record.get("rows") or []])
 
     def _path(self, scan: Scan) -> Path:
         return self._folder / f"{scan.target.name}.json"

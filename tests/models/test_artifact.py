@@ -107,7 +107,7 @@ def test_the_description_says_all_that_is_known(path, encoder):
     assert description["plan"] == encoder.plan.to_dict()
     assert (description["profile"], description["in_channels"]) == ("mean", 2)
     assert description["encoder_levels"] == 2
-    assert description["weights"] == {"name": "none"}
+    assert description["weights"] == {"name": "none", "licences": []}
     assert description["max_rel_error"] <= 1e-9
     assert set(description["versions"]) == {"medi3d", "torch", "timm"}
     assert len(description["sha256"]) == 64

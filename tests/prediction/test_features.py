@@ -142,7 +142,7 @@ def test_a_damaged_input_does_not_stop_the_others(medi3d, artifact, volume, tmp_
     ("arguments", "message"),
     [
         (["--network", "{artifact}", "--weights", "timm"], "leave out --weights"),
-        ([], "which network?"),
+        ([], "no network given"),
         (["--network", "{artifact}", "--at", "layer7"], "no end point 'layer7'"),
         (["--network", "timm:nothing"], "timm has no model"),
         (["--weights", "kinetics400/i3d-rgb+kinetics400/i3d-rgb"], "two streams must be RGB\\+FLOW"),
