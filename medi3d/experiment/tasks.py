@@ -34,11 +34,13 @@ class Needs:
         task: experiment -> losses, metrics, names of the classes.
         network: (settings, number of classes, options) -> the network at its first step.
         data: experiment -> training and validation samples.
+        side: experiment -> height and width, the larger one, of what the network sees at once.
     """
 
     task: Callable[[Any], Task]
     network: Callable[..., nn.Module]
     data: Callable[[Any], Data]
+    side: Callable[[Any], int]
 
 
 def build_task(experiment: Experiment) -> Task:
@@ -72,7 +74,7 @@ def build_network(
         "read_weights": pretrained,
         "proof": proof,
         "contract": _known_contract(experiment, checkpoint),
-        "size": _side(experiment),
+        "size": NEEDS[experiment.task].side(experiment),
     }
     network = build(experiment.network, len(task.classes), **options)
     if experiment.tuning.batchnorm in CONVERSIONS:
@@ -90,18 +92,6 @@ def _known_contract(
     if "contract" not in checkpoint:  # from before version 0.2, which knew the contracts of artifacts alone
         return None if weights.endswith(".safetensors") else False
     return checkpoint["contract"] or False
-
-
-def _side(experiment: Experiment) -> int | None:
-    """Height and width, the larger one, of what the network sees at once: patches, windows or crops."""
-    if isinstance(experiment, ClassificationExperiment):
-        return experiment.data.crop
-    if isinstance(experiment, SegmentationExperiment):
-        window = to_triple(experiment.prediction.window or experiment.data.patch, "prediction.window")
-        return max(*to_triple(experiment.data.patch, "data.patch")[1:], *window[1:])
-    if isinstance(experiment, PretrainingExperiment):
-        return max(to_triple(experiment.data.patch, "data.patch")[1:])
-    return None
 
 
 def build_data(experiment: Experiment) -> Data:
@@ -134,13 +124,23 @@ def _pretext_data(experiment: PretrainingExperiment) -> Data:
     return Data(*samples.split(), samples.load, samples.change, samples.whole)
 
 
+def _side_of_patch(experiment: SegmentationExperiment | PretrainingExperiment) -> int:
+    patch = to_triple(experiment.data.patch, "data.patch")
+    window = to_triple(experiment.prediction.window or patch, "prediction.window")
+    return max(*patch[1:], *window[1:])
+
+
+def _side_of_crop(experiment: ClassificationExperiment) -> int:
+    return experiment.data.crop
+
+
 def _builder(task: str) -> Callable[..., nn.Module]:
     return lambda settings, classes, **options: create_network(settings, task, classes, **options)
 
 
 NEEDS: dict[str, Needs] = {
-    "segmentation": Needs(_segmentation, _builder("segmentation"), volume_data),
-    "classification": Needs(_classification, _builder("classification"), clip_data),
-    "pretraining": Needs(_pretext, create_pretext_network, _pretext_data),
+    "segmentation": Needs(_segmentation, _builder("segmentation"), volume_data, _side_of_patch),
+    "classification": Needs(_classification, _builder("classification"), clip_data, _side_of_crop),
+    "pretraining": Needs(_pretext, create_pretext_network, _pretext_data, _side_of_patch),
 }
 """Word under `task` in a config -> what it needs; the sections of its config are in `settings.TASKS`."""

@@ -242,10 +242,6 @@ class KernelPlan:
         content["spacing"] = list(self.spacing) if self.spacing else None
         return content
 
-    def with_padding(self, padding: Padding) -> "KernelPlan":
-        """The same plan with other depth padding; `valid` layers stay valid."""
-        return replace(self, padding=padding)
-
     def layer(self, geometry: LayerGeometry) -> DepthLayer:
         """Kernel, stride, dilation and padding along depth for one layer."""
         stride = self._depth_stride(geometry)

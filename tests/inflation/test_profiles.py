@@ -1,5 +1,7 @@
 """Profiles: on which volumes each equals the 2D layer, and that what it says of itself is measured."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -73,7 +75,7 @@ def test_one_tap_along_depth_changes_nothing(profile):
 
 @each({"dense": LAYERS["dense"], "grouped": LAYERS["grouped"], "strided": STRIDED["strided"]})
 def test_factorised_is_two_convolutions_also_when_trained(layer):
-    net3d, _ = build(layer, KernelPlan.isotropic().with_padding("zeros"), profile="factorised")
+    net3d, _ = build(layer, replace(KernelPlan.isotropic(), padding="zeros"), profile="factorised")
     conv = net3d.network
     assert list(conv.state_dict()) == ["weight", "bias", "along_depth.weight"]
     conv.along_depth.weight.data.normal_()
@@ -107,7 +109,7 @@ def test_factorised_equals_its_flat_state_on_boring_volumes_when_trained(layer):
 def test_acs_is_the_authors_three_convolutions():
     """ACSConv, `acsconv/operators`: kernel.unsqueeze(2), (3), (4), each padded in its own plane."""
     layer = nn.Conv2d(3, 8, 3, padding=1, bias=False).double()
-    net3d, _ = build(layer, KernelPlan.isotropic().with_padding("zeros"), profile="acs")
+    net3d, _ = build(layer, replace(KernelPlan.isotropic(), padding="zeros"), profile="acs")
     volume, parts = torch.randn(2, 3, 6, 7, 8, dtype=torch.float64), []
     for group, axis in ((layer.weight[:3], 2), (layer.weight[3:6], 3), (layer.weight[6:], 4)):
         padding = [1, 1, 1]

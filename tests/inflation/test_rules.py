@@ -1,6 +1,7 @@
 """Each rule alone: on equal slices it is its 2D layer, at every depth, and it fails when broken."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import timm  # noqa: F401 - conftest has installed the shim
@@ -203,7 +204,7 @@ def test_subclass_inherits_the_rule_of_its_base():
 
 def test_zero_padding_errs_at_the_ends_alone():
     net = nn.Conv2d(1, 2, 3, padding=1)
-    net3d, _ = build(net, KernelPlan.isotropic().with_padding("zeros"))
+    net3d, _ = build(net, replace(KernelPlan.isotropic(), padding="zeros"))
     level = verify(net, net3d, depth=8).levels[0]
     assert level.max_rel_error < 1e-9 < 0.1 < level.border_rel_error
 
