@@ -41,6 +41,14 @@ class TrainingError(Medi3dError):
     """Training cannot continue: loss or weights are no longer finite."""
 
 
+class Interrupted(Medi3dError):
+    """A signal asked the program to stop, and what was in progress has been saved."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class ResourceError(Medi3dError):
     """The machine has too little memory for what was asked."""
 

@@ -1,11 +1,12 @@
 """Worker processes that end when their parent is gone, and whose errors are reported in one line."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 from medi3d.errors import Medi3dError, ResourceError, first_line
@@ -65,3 +66,29 @@ def reported_workers() -> Iterator[None]:
         raise ResourceError(
             f"a process that loads samples ended ({first_line(error)}): memory? lower training.workers"
         ) from error
+
+
+@contextmanager
+def deferred_signals() -> Iterator[Callable[[], int]]:
+    """Note SIGINT and SIGTERM instead of ending, so that the step in progress can end; a second SIGINT ends.
+
+    Yields:
+        A function that returns the signal that came, or 0. Outside of the main thread none is noted.
+    """
+    came = 0
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal came
+        if came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        came = number
+
+    if current_thread() is not main_thread():
+        yield lambda: 0
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

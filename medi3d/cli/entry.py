@@ -13,7 +13,7 @@ from medi3d.cli.inflation import inflate, inspect, verify
 from medi3d.cli.machine import doctor, quickstart
 from medi3d.cli.prediction import classify, export, predict
 from medi3d.cli.weights import weights_app
-from medi3d.errors import Medi3dError, printable
+from medi3d.errors import Interrupted, Medi3dError, printable
 
 app = typer.Typer(
     name="medi3d",
@@ -53,6 +53,9 @@ def main() -> None:
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
+    except Interrupted as stop:
+        typer.echo(f"medi3d: {stop}", err=True)
+        raise SystemExit(128 + stop.signal) from None
     except Medi3dError as error:
         if debug:
             raise

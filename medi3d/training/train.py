@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.engines.workflow import Workflow
 from torch import nn
 
@@ -19,10 +20,10 @@ from medi3d.engine.handlers import (
 )
 from medi3d.engine.log import log, shown_log
 from medi3d.engine.precision import Precision
-from medi3d.engine.state import TrainingState, read_checkpoint
+from medi3d.engine.state import TrainingState, check_finite, read_checkpoint
 from medi3d.engine.task import Task
 from medi3d.engine.trainer import build_evaluator, build_trainer
-from medi3d.errors import ConfigError
+from medi3d.errors import ConfigError, Interrupted
 from medi3d.evaluation.evaluate import cases_of, run_evaluation
 from medi3d.experiment.run import Run
 from medi3d.experiment.samples import Data
@@ -31,7 +32,7 @@ from medi3d.experiment.strategies import frozen_parts, parameter_groups
 from medi3d.experiment.tasks import build_data, build_network, build_task
 from medi3d.files import alone_in, read_table
 from medi3d.inflation.checkpointing import checkpoint_activations
-from medi3d.processes import reported_workers
+from medi3d.processes import deferred_signals, reported_workers
 from medi3d.reports.plots import plot_curves
 from medi3d.training.fine_tuning import GradualUnfreezing, adapt_encoder, pull_to_start, tune
 from medi3d.training.pretrained_encoder import artifact_of, check_unseen, keep_encoder
@@ -147,7 +148,15 @@ def _fit(
     for handler in (table, plateau, checkpoints, OnValidation(draw), progress):
         handler.attach(trainer)
     try:
-        with reported_workers():
+        with reported_workers(), deferred_signals() as received:
+
+            def stop(_: Workflow) -> None:
+                if received() and not state.finished:
+                    check_finite(state.network, state.step)
+                    state.save(run.last)
+                    raise Interrupted(f"stopped after step {state.step}; continue with --resume", received())
+
+            trainer.add_event_handler(Events.ITERATION_COMPLETED, stop)
             trainer.run()
     finally:
         progress.close()

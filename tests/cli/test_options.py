@@ -21,7 +21,7 @@ def test_json_is_strict_and_leaves_no_other_file(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_one_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Medi3dError, match="cannot write"):
+    with pytest.raises(Medi3dError, match="cannot be written"):
         write_json(tmp_path / "file" / "r.json", {})
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medi3d.comparison import compare as compare_module
 from medi3d.comparison.cell import run_cell
 from medi3d.comparison.compare import best_rates, run_comparison
 from medi3d.comparison.config import load_comparison
@@ -25,7 +24,7 @@ from medi3d.comparison.report import write_comparison
 from medi3d.comparison.wording import answer
 from medi3d.errors import ConfigError, DataError
 from medi3d.evaluation.statistics import paired_effect
-from medi3d.files import read_table
+from medi3d.files import alone_in, read_table
 from tests.processes import start_command
 from tests.tiny import CONFIG
 
@@ -86,7 +85,7 @@ def test_arms_of_a_pair_share_cases_seed_and_recipe(grid):
 
 
 def test_subsets_are_nested_and_leave_out_tuning_and_evaluation(grid):
-    by_place = {(p.labels, p.seed): cell.parts.names() for p, cell in grid.cells({}).items()}
+    by_place = {(p.size, p.seed): cell.parts.names() for p, cell in grid.cells({}).items()}
     for seed in (0, 1):
         few, many = by_place[2, seed], by_place[3, seed]
         assert set(few["training"]) < set(many["training"])
@@ -222,7 +221,7 @@ def test_finished_runs_are_never_done_again(compared, monkeypatch):
 
 def test_two_processes_do_not_share_a_grid(compared):
     _, folder, made = compared
-    with compare_module._alone_in(folder), pytest.raises(ConfigError, match="another process"):
+    with alone_in(folder, "running this comparison"), pytest.raises(ConfigError, match="another process"):
         run_comparison(*made, folder, in_turn, resume=True)
 
 

@@ -211,7 +211,7 @@ def test_a_network_of_ones_own_keeps_its_weights():
     assert verify(net, encoder).exact
     torch.testing.assert_close(encoder.network.fine.weight.sum(2), net.fine.weight)
     assert encoder.report.source == "Mine"
-    assert encoder.report.weights == {"name": "none"}
+    assert encoder.report.weights == {"name": "none", "licences": []}
 
 
 def test_weights_for_a_network_of_ones_own_leave_it_as_it_was(tmp_path):

@@ -2,22 +2,26 @@
 
 import csv
 import json
+import os
+import signal
 import sys
 import time
 
 import nibabel as nib
 import pytest
 import torch
+from ignite.engine import Events
 from omegaconf import OmegaConf
 
 from medi3d.cli.entry import main
 from medi3d.engine.state import read_checkpoint
-from medi3d.errors import ConfigError, DataError, WeightsError
+from medi3d.errors import ConfigError, DataError, Interrupted, WeightsError
 from medi3d.evaluation.evaluate import run_evaluation, summary
 from medi3d.experiment.config import load_config
 from medi3d.experiment.run import Run
 from medi3d.training.train import run_training
 from tests.processes import run_two_processes, start_command
+from tests.tiny import with_handler
 
 
 def rows_of(path):
@@ -191,3 +195,20 @@ def test_a_plateau_ends_a_run_and_a_resumed_one_at_the_same_step(config, tmp_pat
     checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
     assert checkpoint["flat_at"] == 8
     assert run_training(Run(tmp_path / "run", experiment), resume=True) == last
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_saves_the_step_in_progress(config, tmp_path, monkeypatch, number):
+    """And the resumed run ends with the weights of one that was not stopped."""
+    undisturbed = Run(tmp_path / "undisturbed", load_config(config))
+    run_training(undisturbed)
+    run = Run(tmp_path / "run", undisturbed.experiment)
+    with monkeypatch.context() as patch:
+        with_handler(patch, Events.ITERATION_STARTED(once=3), lambda _: os.kill(os.getpid(), number))
+        with pytest.raises(Interrupted, match="stopped after step 3; continue with --resume") as stop:
+            run_training(run)
+    assert stop.value.signal == number
+    assert read_checkpoint(run.last)["step"] == 3
+    run_training(run, resume=True)
+    ours, theirs = (read_checkpoint(one.last)["network"] for one in (run, undisturbed))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
