@@ -78,7 +78,7 @@ def _score_volumes(run: Run, split: str) -> list[Row]:
     predictors = load_members(run)
     if split == "validation":  # the validation decides about post-processing, so it is scored without
         predictors = [replace(one, largest=()) for one in predictors]
-    cases = cases_of(run.volumes, split)
+    cases = cases_of(predictors[0].volumes, split)  # of one fold, where the run has all
     rows = [row for case in _watched(cases) for row in score_case(predictors, case)]
     if len(predictors) == 1:  # an ensemble has no label map on the network's grid
         _draw_overlays(predictors[0], cases, rows, run.plots)

@@ -1,9 +1,9 @@
 """The head that turns an encoder into a classifier of clips or volumes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-
-from medi3d.models.encoder import as_encoder
 
 
 class Classifier(nn.Module):
@@ -27,7 +27,7 @@ class Classifier(nn.Module):
         hidden: int | None = None,
     ) -> None:
         super().__init__()
-        declared = as_encoder(encoder)
+        declared: Any = encoder  # streams that are fused declare channels alone
         self.encoder, self.maps = encoder, maps
         width = sum(declared.out_channels[-maps:])
         wider = [] if hidden is None else [nn.Linear(width, hidden, bias=False), nn.ReLU()]

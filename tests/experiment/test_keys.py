@@ -25,6 +25,7 @@ from medi3d.experiment.config import load_config
 from medi3d.experiment.settings import TASKS
 from medi3d.experiment.strategies import frozen_parts
 from medi3d.experiment.tasks import build_data, build_network, build_task
+from medi3d.inflation.checkpointing import CheckpointedBlock
 from medi3d.models.artifact import save_artifact
 from medi3d.models.encoders import create_encoder
 from medi3d.models.segmenter import Segmenter
@@ -125,6 +126,13 @@ def places(cohort, clips, tmp_path_factory) -> dict[str, Path]:
     made["empty"], made["overlapping"] = root / "empty.csv", root / "overlapping.csv"
     made["empty"].write_text(f"image,label\n{image},zeros.nii.gz\n")
     made["overlapping"].write_text(f"image,label:low,label:high\n{image},low.nii.gz,high.nii.gz\n")
+    values = np.random.default_rng(0).normal(size=zeros.shape).astype(np.float32)
+    values[:, :, 4:] = 0  # more than half of it is background
+    holed = np.where(np.arange(zeros.shape[2]) > 9, np.nan, values).astype(np.float32)
+    for name, array in (("sparse", values), ("holed", holed), ("blank", np.ones_like(values))):
+        nib.save(nib.Nifti1Image(array, nib.load(image).affine), root / f"{name}.nii.gz")
+        made[name] = root / f"{name}.csv"
+        made[name].write_text(f"image,label\n{name}.nii.gz,low.nii.gz\n")
     made["listed"], made["broken"] = root / "list.csv", root / "broken"
     paths = sorted(path.relative_to(clips) for path in clips.rglob("*.mp4"))
     made["listed"].write_text("path,class\n" + "".join(f"{path},{path.parent}\n" for path in paths))
@@ -261,8 +269,13 @@ def ended(bench):
 
 def flat(bench):
     budget = Budget(bench.experiment.training, Clock())
-    budget.judge(3, [0.5, 0.501, 0.502])
+    budget.note_scores(3, [0.5, 0.501, 0.502])
     return budget.flat_at
+
+
+def checkpointed(bench):
+    network = bench.step().network
+    return sum(isinstance(module, CheckpointedBlock) for module in network.modules())
 
 
 def averaged(bench):
@@ -372,6 +385,9 @@ KEYS = {
     "TrainingSettings.ema": Change("training.ema=0.9", averaged),
     "TrainingSettings.precision": Change("training.precision=bf16", precision),
     "TrainingSettings.validate_every": Change("training.validate_every=1", validated),
+    "TrainingSettings.checkpoint_activations": Change(
+        "training.checkpoint_activations=true", checkpointed, RESNET
+    ),
     "TrainingSettings.workers": Change("training.workers=1", batches),
     "TrainingSettings.cache_gb": Change("training.cache_gb=0", readings),
     "TuningSettings.batchnorm": Change("tuning.batchnorm=freeze", thawed, TUNED),
@@ -405,6 +421,26 @@ KEYS = {
     ),
     "VolumeSettings.folds": Change("data.folds=4", names),
     "VolumeSettings.fold": Change("data.fold=1", names, ["data.folds=4"]),
+    "VolumeSettings.by_channel": Change(
+        "data.by_channel=[{{name: a, modality: MR, normalisation: {{method: zscore}}}}]", loaded
+    ),
+    "VolumeSettings.nan": Change("data.nan=background", loaded, ["data.root={holed}", "data.validation=0"]),
+    "VolumeSettings.missing_channels": Change(
+        "data.missing_channels=zeros", loaded, ["data.root={blank}", "data.validation=0"]
+    ),
+    "ChannelSettings.name": Change(
+        "data.by_channel=[{{name: b, modality: MR}}]",
+        lambda bench: bench.experiment.data.name_of(0),
+        ["data.by_channel=[{{name: a, modality: MR}}]"],
+    ),
+    "ChannelSettings.modality": Change(
+        "data.by_channel=[{{name: a, modality: CT}}]",
+        accepted,
+        ["data.by_channel=[{{name: a, modality: MR}}]"],
+    ),
+    "Normalisation.background": Change(
+        "data.normalisation.background=ignored", loaded, ["data.root={sparse}", "data.validation=0"]
+    ),
     "Normalisation.method": Change("data.normalisation.method=zscore", loaded),
     "Normalisation.percentiles": Change("data.normalisation.percentiles=[10,90]", loaded),
     "Normalisation.window": Change(

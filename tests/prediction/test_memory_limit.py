@@ -50,7 +50,7 @@ def predict_under_limits(scans: Path, out: Path, answer) -> None:
     labels = {str(value): value for value in range(1, 7)}
     settings = VolumeSettings(root="", modality="MR", labels=labels, spacing=[1.0, 1.0, 1.0])
     predictor = Predictor(settings, network, SlidingWindow((48, 96, 96)), precision, identity="tiny")
-    windows = forward_bytes(predictor.run, torch.zeros(batch_of(predictor)))
+    windows = forward_bytes(predictor.windowed, torch.zeros(batch_of(predictor)))
     headers = [read_header(scans / name) for name in SHAPES]
     needs = [reading_bytes(one, settings) + band_bytes(one, predictor) for one in headers]
     for name, (beyond, *_) in LIMITS.items():

@@ -192,6 +192,8 @@ def test_finished_masks_are_kept_until_scan_mask_or_network_change(oblique, tmp_
     assert again("b")
     assert not again("b")
     (out / "scan.nii.gz").write_bytes(b"changed")
+    assert not again("b")  # corrected by hand: it is left alone
+    (out / "scan.nii.gz").unlink()
     assert again("b")
     oblique.write_bytes(oblique.read_bytes())
     assert not again("b")

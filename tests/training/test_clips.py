@@ -26,6 +26,6 @@ def test_clips_are_learned_judged_and_reported(clips, tmp_path):
     assert summary(rows)["mean"]["top1"] == 1.0
     assert (folder / "plots" / "confusion.png").stat().st_size > 0
     assert "top1" in (folder / "report.html").read_text()
-    with pytest.raises(ConfigError, match="predict needs a segmentation"):
+    with pytest.raises(ConfigError, match="where a segmentation is needed"):
         run_prediction([Run(folder, experiment)], [clips], tmp_path)
     assert torch.is_grad_enabled()

@@ -110,7 +110,7 @@ def test_the_folds_are_an_ensemble(run, cohort, tmp_path):
     (written,), failed = run_prediction([Run.open(run)], [scan], tmp_path / "all")
     assert not failed
     folds = [Run.open(run / f"fold{k}") for k in range(3)]
-    (same,), _ = run_prediction([Run([scan], folds)], tmp_path / "each")
+    (same,), _ = run_prediction(folds, [scan], tmp_path / "each")
     assert np.array_equal(nib.load(written).dataobj, nib.load(same).dataobj)
 
 

@@ -15,7 +15,6 @@ from medi3d.errors import ShapeError
 from medi3d.inflation.network import build
 from medi3d.inflation.plan import KernelPlan
 from medi3d.models.classifier import Classifier
-from medi3d.models.encoder import as_encoder
 from medi3d.models.inception import Logits
 from medi3d.models.video.registry import FLOW, RGB, VideoOptions, over_windows, register_video
 from medi3d.weights.catalogue import get_row, read_classes
@@ -38,7 +37,8 @@ class ConvNetLSTM(nn.Module):
 
     def __init__(self, encoder: nn.Module, num_classes: int, dropout: float) -> None:
         super().__init__()
-        width = as_encoder(encoder).out_channels[-1]
+        streams: Any = encoder  # an encoder, or streams that are fused, which have no strides
+        width = streams.out_channels[-1]
         self.encoder = encoder
         self.norm = nn.BatchNorm1d(width)
         self.lstm = nn.LSTM(width, 512, batch_first=True)
@@ -182,9 +182,8 @@ class I3D(nn.Module):
     def __init__(self, encoder: nn.Module, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head, _ = build(
-            Logits(as_encoder(encoder).out_channels[-1], num_classes, dropout), KernelPlan.video()
-        )
+        streams: Any = encoder
+        self.head, _ = build(Logits(streams.out_channels[-1], num_classes, dropout), KernelPlan.video())
 
     def forward(self, clip: Tensor) -> Tensor:
         """`(B, C, T, H, W)` -> logits `(B, num_classes)`."""
