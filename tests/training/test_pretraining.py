@@ -179,7 +179,7 @@ def test_a_validation_sample_is_the_same_each_time(cohort, config):
         ("strategy=fixed", "pretraining trains all weights"),
         ("data.validation=8", "is left for training"),
         ("pretext.kind=colour", "pretext.kind is 'colour'"),
-        ("tuning.batchnorm=group", "has its batch norms"),
+        ("tuning.batchnorm=group", "keeps its batch norms"),
     ],
 )
 def test_refusals(cohort, config, tmp_path, override, message):
