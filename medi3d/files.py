@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -99,6 +98,8 @@ def alone_in(folder: Path, doing: str) -> Iterator[None]:
         ConfigError: another process holds the folder.
         DataError: it cannot be written.
     """
+    import fcntl  # not on every system, and the ground must import everywhere
+
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
