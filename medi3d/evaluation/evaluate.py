@@ -63,6 +63,8 @@ def run_evaluation(run: Run, split: str = "validation") -> list[Row]:
     score = SCORERS.get(run.experiment.task)
     if score is None:
         raise ConfigError(f"task is {run.experiment.task!r}: one of {', '.join(SCORERS)} can be evaluated")
+    if Path(split).name != split:
+        raise ConfigError(f"split is {split!r}: it names a table, so it cannot hold a path")
     rows = score(run, split)
     write_table(run.cases(split), rows)
     means = summary(rows)

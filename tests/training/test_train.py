@@ -84,6 +84,12 @@ def test_evaluation_of_another_split(run):
         run_evaluation(Run.open(run), "test")
 
 
+@pytest.mark.parametrize("split", ["../outside", "/outside"])
+def test_a_split_is_no_path(run, split):
+    with pytest.raises(ConfigError, match="cannot hold a path"):
+        run_evaluation(Run.open(run), split)
+
+
 def test_commands_tell_what_they_did(run, cohort, tmp_path, monkeypatch, capsys):
     def medi3d(*arguments):
         monkeypatch.setattr(sys, "argv", ["medi3d", *map(str, arguments)])
