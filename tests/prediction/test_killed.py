@@ -48,7 +48,8 @@ def test_twenty_kills_change_nothing(tmp_path):
         return process
 
     def whole(name: str, data: bytes) -> None:
-        if name.endswith((".nii", ".nii.gz")) and not Path(name).name.startswith("."):
+        being_written = name.startswith(".records/") or Path(name).name.startswith(".")
+        if name.endswith((".nii", ".nii.gz")) and not being_written:
             assert data == content(tmp_path / "undisturbed")[name], "a partial mask looks complete"
 
     kill_at_random(start, tmp_path, KILLS, whole)
