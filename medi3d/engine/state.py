@@ -173,17 +173,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_network(path: Path, network: nn.Module) -> dict[str, Any]:
-    """Fill `network` from a checkpoint; gives the checkpoint's other facts ("step", "score").
+def fill_network(network: nn.Module, content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Fill `network` from the content of a checkpoint, and return its other facts ("step", "score").
+
+    Args:
+        network: of the architecture that was trained.
+        content: from `read_checkpoint`.
+        path: of the checkpoint, for messages.
 
     Raises:
-        WeightsError: the file is damaged, or of another network.
+        WeightsError: the checkpoint is of another network.
     """
-    return fill_network(network, read_checkpoint(path), path)
-
-
-def fill_network(network: nn.Module, content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Fill `network` from what was read of `path`; otherwise as `load_network`."""
     try:
         network.load_state_dict(content["network"])
     except (KeyError, TypeError, RuntimeError) as error:

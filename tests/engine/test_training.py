@@ -12,7 +12,7 @@ from medi3d.engine.budget import learning_rate_factor
 from medi3d.engine.handlers import Checkpoints, MetricsTable, TrainingProgress, Validation
 from medi3d.engine.precision import Precision
 from medi3d.engine.settings import TrainingSettings
-from medi3d.engine.state import TrainingState, load_network, read_checkpoint, write_checkpoint
+from medi3d.engine.state import TrainingState, fill_network, read_checkpoint, write_checkpoint
 from medi3d.engine.task import segmentation
 from medi3d.engine.trainer import build_evaluator, build_trainer
 from medi3d.errors import TrainingError, WeightsError
@@ -180,7 +180,8 @@ def test_it_learns_and_keeps_the_best(tmp_path):
     state = train(tmp_path, dataclasses.replace(SETTINGS, steps=60))
     assert state.best > 0.9
     network = tiny_network()
-    facts = load_network(tmp_path / "best.pt", network)
+    best = tmp_path / "best.pt"
+    facts = fill_network(network, read_checkpoint(best), best)
     assert facts["score"] == state.best
 
 

@@ -25,6 +25,7 @@ from medi3d.datasets.images.settings import VolumeSettings
 from medi3d.datasets.sampling.patches import PLACES, labelled_voxels
 from medi3d.errors import DataError, Medi3dError
 from medi3d.files import writing
+from medi3d.keys import stable_dict
 from medi3d.processes import process_pool
 
 VERSION = 1
@@ -33,11 +34,11 @@ VERSION = 1
 ASIDE = ".tmp"
 """Suffix of folders in which files are written, NAME.PROCESS.tmp: safetensors has temporary files too."""
 
-SHAPING = ("channels", "spacing", "normalisation", "labels", "empty_labels", "overlaps")
+SHAPING = {
+    *("channels", "spacing", "normalisation", "labels", "empty_labels", "overlaps"),
+    *("by_channel", "nan", "missing_channels"),
+}
 """Keys of `VolumeSettings` on which a loaded case depends."""
-
-YOUNGER = {"by_channel": [], "nan": "refuse", "missing_channels": "refuse"}
-"""Younger keys, with the value that older files were made with: with it, they are used."""
 
 
 def load_cached(case: Case, settings: VolumeSettings) -> dict[str, Any]:
@@ -71,9 +72,8 @@ def cache_path(case: Case, settings: VolumeSettings) -> Path:
         DataError: a file of the case cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
-    chosen = {key: getattr(settings, key) for key in SHAPING}
-    chosen |= {key: getattr(settings, key) for key, old in YOUNGER.items() if getattr(settings, key) != old}
-    digest.update(json.dumps([VERSION, chosen], sort_keys=True, default=_plain).encode())
+    chosen = {key: value for key, value in stable_dict(settings).items() if key in SHAPING}
+    digest.update(json.dumps([VERSION, chosen], sort_keys=True).encode())
     names = " ".join(name for name, _ in case.structures)
     for path in (*case.images, *case.label_files):
         digest.update(f"\0image or label\0{names}{place_of(path)[1]}".encode())
@@ -84,11 +84,6 @@ def cache_path(case: Case, settings: VolumeSettings) -> Path:
             except OSError as error:
                 raise DataError(f"{part}: cannot be read ({error.strerror})") from error
     return Path(str(settings.cache)) / f"{case.name}-{digest.hexdigest()}.safetensors"
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    """Fields of a normalisation or channel, without those whose value is that from before the key existed."""
-    return {key: value for key, value in vars(settings).items() if (key, value) != ("background", "counted")}
 
 
 def fill_cache(cases: Sequence[Case], settings: VolumeSettings, workers: int) -> Iterator[str | None]:
